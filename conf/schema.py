@@ -1,0 +1,219 @@
+"""The one schema of all profiles. A stage's block is the stage's own ``Config``; the rest belongs to no stage.
+
+Paths may begin with ``{data_dir}``, which stands for the setting of that name. Durations are seconds (``_s``), sizes
+are ``_bytes`` or ``_tokens``. A check that needs several keys raises ``ValueError("problem; remedy")``.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
+
+from operators.attend import Attend
+from operators.base import Knobs
+from operators.documents import DocumentsConfig
+from operators.embed import Embed
+from operators.expand import Expand
+from operators.generate import Generate
+from operators.judge import Judge
+from operators.prompts import TEMPLATES
+from operators.route import Router
+from operators.search import Search
+from operators.stores.kuzu_graph import KuzuGraph
+from operators.stores.lance import LanceStore
+from operators.stores.memory import Memory
+from operators.tiers import ModelFile, Tier
+
+K = TypeVar("K", bound=Knobs)
+DATA_DIR = "{data_dir}"
+
+
+def _placed(block: K, where: str) -> K:
+    changes: dict[str, Any] = {}
+    for name in type(block).model_fields:
+        value = getattr(block, name)
+        if isinstance(value, Knobs) and (new := _placed(value, where)) is not value:
+            changes[name] = new
+        elif isinstance(value, str | Path) and str(value).startswith(DATA_DIR):
+            changes[name] = type(value)(str(value).replace(DATA_DIR, where, 1))
+    return block.model_copy(update=changes) if changes else block
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name may resolve to anything
+
+
+class Http(Knobs):
+    """The HTTP ingress: where it listens, whom it lets in, how much it takes."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on: an IP address or ``localhost``. Other than loopback only with ``api_keys``."""
+    port: int = Field(8000, ge=0, le=65535)
+    """TCP port; 0 takes a free one (binding ``inproc`` only)."""
+    max_body_bytes: int = Field(1024 * 1024, ge=1024)
+    """Largest request body in bytes; a larger one is refused with 413. Documents have their own limit."""
+    max_messages: int = Field(100, ge=1)
+    """Most messages of a conversation in one request."""
+    max_text_chars: int = Field(32_000, ge=1)
+    """Most characters of one message."""
+    request_timeout_s: float = Field(120.0, gt=0)
+    """Longest time in seconds a request may take, its stream included."""
+    max_concurrent: int = Field(8, ge=1)
+    """Requests worked on at the same time."""
+    max_queued: int = Field(32, ge=0)
+    """Requests that may wait beyond those; more get 429 with Retry-After."""
+    api_keys: dict[SecretStr, str] = Field(default_factory=dict)
+    """API key → tenant. Empty: everyone is tenant ``default``, which is allowed on loopback only."""
+
+    @model_validator(mode="after")
+    def _keys_or_loopback(self) -> Http:
+        if not self.api_keys and not _is_loopback(self.host):
+            got = f"anyone who can reach host {self.host} would be let in, for api_keys is empty"
+            raise ValueError(f"{got}; set http.api_keys, or http.host to 127.0.0.1")
+        if any(not key.get_secret_value() or not tenant for key, tenant in self.api_keys.items()):
+            raise ValueError("an API key or its tenant in api_keys is empty; give every key a tenant")
+        return self
+
+
+class RayCluster(Knobs):
+    """Ray, for binding ``serve``."""
+
+    address: str = ""
+    """Ray cluster to join: empty starts one on this machine, ``auto`` finds the running one."""
+    num_cpus: int | None = Field(None, ge=1)
+    """Cores Ray may plan with when it starts here; null counts the machine's."""
+    object_store_memory_bytes: int = Field(256 * 1024 * 1024, ge=80_000_000)
+    """Shared memory of Ray's object store in bytes."""
+    dashboard_port: int = Field(8265, ge=0, le=65535)
+    """TCP port of Ray's dashboard, on loopback."""
+    token_auth: bool = True
+    """Whether Ray's own ports ask for a token; without it, whoever reaches them can run code."""
+    haproxy: bool = True
+    """HAProxy instead of Ray Serve's Python proxy: about seven times the requests a second (Linux only)."""
+
+
+class Sessions(Knobs):
+    """Conversations the service remembers between turns."""
+
+    max_sessions: int = Field(10_000, ge=1)
+    """Most sessions; beyond that the one unused longest is forgotten."""
+    ttl_s: float = Field(3600.0, gt=0)
+    """Seconds without a turn after which a session is forgotten."""
+
+
+class Events(Knobs):
+    """The event log that the learning path reads."""
+
+    path: str = f"{DATA_DIR}/events.sqlite"
+    """SQLite file of the log."""
+    partitions: int = Field(4, ge=1, le=256)
+    """Partitions of every topic. Fixed once the topics exist: keys would change their partition."""
+    retention_days: float = Field(30.0, gt=0)
+    """Days after which events are removed."""
+    queue: int = Field(1000, ge=1)
+    """Events that may wait in memory to be written."""
+
+
+class JudgeJob(Knobs):
+    """The process that rates interactions after the user has the answer. How it rates is ``judge``."""
+
+    enabled: bool = True
+    """Whether the job runs; without it nothing is rated, and nothing is learned."""
+    model: ModelFile | None = None
+    """Weights of the judge; null takes those of the largest tier."""
+    engine: Literal["llama_server", "llama_cpp"] = "llama_cpp"
+    """Engine of the judge: one interaction at a time needs no batching."""
+    poll_s: float = Field(1.0, gt=0)
+    """Seconds between two looks at an empty topic."""
+    nice: int = Field(10, ge=0, le=19)
+    """How much the job steps back for others that want the processor (Unix niceness)."""
+
+
+class Settings(Knobs):
+    """Everything that can be set."""
+
+    profile: Literal["local", "edge", "server", "cluster", "test"]
+    """Name of the profile; says which file is read, so it can't be set here."""
+    data_dir: Path = Field("~/.ruvllm/{profile}", validate_default=True)
+    """Directory of everything that is kept: stores, event log, checkpoints, fetched models."""
+    binding: Literal["inproc", "serve"] = "serve"
+    """Where the graph runs: in this one process without Ray, or on Ray Serve."""
+    plan: Literal["fused", "per_stage"] = "fused"
+    """With ``serve``: neighbouring stages share a process, or every stage is its own deployment (for comparison)."""
+    http: Http = Http()
+    """The HTTP ingress."""
+    ray: RayCluster = RayCluster()
+    """Ray."""
+    sessions: Sessions = Sessions()
+    """Sessions."""
+    events: Events = Events()
+    """The event log."""
+    tiers: tuple[Tier, ...]
+    """The models, smallest first."""
+    embed: Embed.Config
+    """Stage ``embed``."""
+    search: Search.Config = Search.Config()
+    """Stage ``search``."""
+    expand: Expand.Config = Expand.Config()
+    """Stage ``expand``."""
+    route: Router.Config = Router.Config()
+    """Stage ``route``."""
+    attend: Attend.Config = Attend.Config()
+    """Stage ``attend``."""
+    generate: Generate.Config = Generate.Config()
+    """Stage ``generate``."""
+    judge: Judge.Config = Judge.Config()
+    """Stage ``judge``."""
+    judge_job: JudgeJob = JudgeJob()
+    """The job that runs ``judge``."""
+    memory: Memory.Config = Memory.Config()
+    """The memory: vectors and graph."""
+    vectors: LanceStore.Config = LanceStore.Config()
+    """The vector store, LanceDB."""
+    graph: KuzuGraph.Config = KuzuGraph.Config()
+    """The graph store, Kùzu."""
+    documents: DocumentsConfig = DocumentsConfig()
+    """Reading and cutting of documents."""
+
+    @field_validator("data_dir")
+    @classmethod
+    def _expand(cls, path: Path, info: ValidationInfo) -> Path:
+        named = Path(str(path).replace("{profile}", info.data.get("profile", "")))
+        return named.expanduser().absolute()  # workers have another working directory
+
+    @field_validator("*")
+    @classmethod
+    def _place(cls, value: Any, info: ValidationInfo) -> Any:
+        """Put the data directory into paths that begin with ``{data_dir}``."""
+        where = str(info.data.get("data_dir", DATA_DIR))
+        if isinstance(value, tuple):
+            return tuple(_placed(item, where) for item in value)
+        return _placed(value, where) if isinstance(value, Knobs) else value
+
+    @field_validator("embed")
+    @classmethod
+    def _known_length(cls, embed: Embed.Config) -> Embed.Config:
+        if embed.output_dim == 0:  # the memory's process has no encoder to ask
+            raise ValueError("output_dim is 0, but the memory must know the length of its vectors; set it, e.g. to 384")
+        return embed
+
+    @field_validator("tiers")
+    @classmethod
+    def _distinct_and_ordered(cls, tiers: tuple[Tier, ...]) -> tuple[Tier, ...]:
+        names, slots = [tier.name for tier in tiers], [tier.slot for tier in tiers]
+        if not tiers:
+            raise ValueError("there is no tier; give at least one model")
+        if len({name.lower() for name in names}) < len(names):
+            raise ValueError(f"two tiers have one name: {', '.join(names)}; names are how requests choose a tier")
+        if slots != sorted(set(slots)):
+            raise ValueError(f"slots are {slots}; each tier has its own slot, the smallest first")
+        for tier in tiers:
+            if tier.template not in TEMPLATES:
+                raise ValueError(f"template '{tier.template}' of tier {tier.name}; there are {', '.join(TEMPLATES)}")
+        return tiers

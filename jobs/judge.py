@@ -1,0 +1,99 @@
+"""The judge job: interactions in, verdicts out, on the cores that requests leave over.
+
+Interactions are read from ``ruvllm.interactions.v1``, verdicts written to ``ruvllm.judgements.v1`` under the same key.
+The verdict's event id follows from the interaction's, so judging again after a crash adds no second verdict for anyone
+who drops repeats. When the judge's engine is away (``Retry``), interactions wait; they don't become ``unjudged``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+
+from jobs.consumer import Consumer, Out, Seen, always, read_record
+from operators.judge import Judge
+from operators.records import Interaction, encode
+from operators.stores.ports import Event, EventLog
+from operators.stores.topics import INTERACTIONS, JUDGEMENTS, event_headers, session_key
+
+SOURCE = "/ruvllm/judge"
+
+
+def step_back(nice: int) -> None:
+    """Lower this process' priority by ``nice``. Before engines start: on Linux only threads begun later inherit it."""
+    if nice:
+        os.nice(nice)
+
+
+def judge_consumer(
+    log: EventLog,
+    judge: Judge,
+    *,
+    group: str = "judge",
+    idle_s: float = 1.0,
+    may_work: Callable[[], bool] = always,
+    clock: Callable[[], float] = time.time,
+    before_commit: Callable[[], None] = lambda: None,
+) -> Consumer:
+    """The consumer that judges, not yet running; its ``counts`` and ``lag()`` are for the metrics."""
+    seen = Seen()
+
+    async def handle(event: Event) -> Sequence[Out]:
+        interaction = read_record(Interaction, event)
+        if interaction.event_id in seen:
+            return []
+        (verdict,) = await judge([interaction])
+        seen.add(interaction.event_id)  # only now: after a Retry the same event comes again
+        headers = event_headers(
+            verdict.event_id, JUDGEMENTS, SOURCE, clock(), traceparent=event.headers.get("traceparent", "")
+        )
+        key = session_key(verdict.tenant, verdict.session)
+        return [Out(topic=JUDGEMENTS, key=key, value=encode(verdict), headers=headers)]
+
+    # One event a step: a verdict takes far longer than a commit, and a crash should cost one verdict, not a batch.
+    return Consumer(
+        log,
+        INTERACTIONS,
+        group,
+        handle,
+        batch=1,
+        may_work=may_work,
+        idle_s=idle_s,
+        before_commit=before_commit,
+    )
+
+
+async def judge_loop(
+    log: EventLog,
+    judge: Judge,
+    *,
+    stop: asyncio.Event,
+    group: str = "judge",
+    idle_s: float = 1.0,
+    may_work: Callable[[], bool] = always,
+) -> None:
+    """Judge until ``stop`` is set; ``log`` is open and ``judge`` started."""
+    await judge_consumer(log, judge, group=group, idle_s=idle_s, may_work=may_work).run(stop)
+
+
+async def run(
+    log: EventLog,
+    judge: Judge,
+    stop: asyncio.Event,
+    may_work: Callable[[], bool] = always,
+    *,
+    nice: int = 10,
+    idle_s: float = 1.0,
+) -> None:
+    """The whole job in its own process: step back, load the judge, judge until ``stop``, free the judge.
+
+    ``may_work`` is asked before each interaction, e.g. whether no request waits. ``log`` is open.
+    """
+    step_back(nice)
+    await judge.start()
+    try:
+        await judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work)
+    finally:
+        await judge.close()

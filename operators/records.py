@@ -1,0 +1,394 @@
+"""The records that flow between stages, one frozen class an arrow.
+
+    Query ─embed→ Embedded ─search→ Hits ─expand→ Neighbourhood ─route→ Route ─attend→ Context
+          ─generate→ Answer;  Interaction (all of it, completed) ─judge→ Verdict
+
+Durations are seconds, times are Unix seconds (UTC), sizes say bytes or tokens by name. Arrays state dtype and
+shape; they are read-only by convention: a stage never writes into what it was given. ``encode``/``decode`` turn any
+record into JSON and back and check it on the way in, and ``json_schema`` describes it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
+
+import numpy as np
+import numpy.typing as npt
+from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
+
+T = TypeVar("T")
+
+SCHEMA_VERSION = 1
+HIDDEN = 64
+"""Size of the router's hidden state (design §9)."""
+FEATURES = 128
+"""Number of features the router reads (design §9)."""
+
+Kind = Literal["document", "interaction", "summary"]
+Relation = Literal["similar", "next_turn", "next_chunk", "cites", "same_source"]
+RELATIONS: tuple[Relation, ...] = ("similar", "next_turn", "next_chunk", "cites", "same_source")
+"""Edges carry a relation as its index in this tuple (int8)."""
+
+
+@dataclass_transform(kw_only_default=True, frozen_default=True)
+def record(cls: type[T]) -> type[T]:
+    """Make ``cls`` a frozen, slotted, keyword-only dataclass without ``==`` (arrays have none that is a bool)."""
+    made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)(cls)
+    made.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # type: ignore[attr-defined]
+    return made
+
+
+def _array(dtype: str, item: str) -> Any:
+    """An ndarray of ``dtype`` that pydantic reads from nested lists and writes as them."""
+    return Annotated[
+        npt.NDArray[Any],
+        PlainValidator(lambda value: np.asarray(value, dtype=dtype)),
+        PlainSerializer(lambda value: value.tolist(), when_used="json"),
+        WithJsonSchema({"type": "array", "items": {"type": item}}),
+    ]
+
+
+# mypy reads the first branch, pydantic the second; both see an ndarray of the named dtype.
+F32 = Annotated[npt.NDArray[np.float32], *_array("float32", "number").__metadata__]
+I32 = Annotated[npt.NDArray[np.int32], *_array("int32", "integer").__metadata__]
+I8 = Annotated[npt.NDArray[np.int8], *_array("int8", "integer").__metadata__]
+
+
+# ---------------------------------------------------------------------------------------------------- what is asked
+
+
+@record
+class Message:
+    """One message of the conversation, as the caller sent it."""
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+@record
+class Sampling:
+    """What the caller fixed about the generation; ``None`` leaves it to the route.
+
+    ``max_tokens`` counts completion tokens. ``tier`` is a tier's name.
+    """
+
+    tier: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    max_tokens: int | None = None
+    stop: tuple[str, ...] = ()
+    seed: int | None = None
+
+
+@record
+class Filter:
+    """Which nodes a search may return; empty means any. Times are Unix seconds; both ends are inclusive."""
+
+    kinds: tuple[Kind, ...] = ()
+    domains: tuple[str, ...] = ()
+    sources: tuple[str, ...] = ()
+    created_from: float | None = None
+    created_to: float | None = None
+
+
+@record
+class Query:
+    """A turn: what is asked, by whom. ``text`` is the last user message, ``messages`` the whole conversation with it.
+
+    ``interaction_id`` is a UUIDv7. ``k`` is the number of hits wanted (``None``: the profile's). ``quality_bias`` in
+    [0, 1] trades quality against cost and latency for this request (1: quality alone counts).
+    """
+
+    interaction_id: str
+    tenant: str
+    session: str
+    text: str
+    messages: tuple[Message, ...]
+    sampling: Sampling = Sampling()
+    filter: Filter = Filter()
+    created_at: float
+    k: int | None = None
+    quality_bias: float = 0.5
+    explain: bool = False
+
+
+@record
+class SessionState:
+    """What the service remembers of a session. ``hidden``: float32[64], the router's state after the last turn.
+
+    ``turn`` counts completed turns, so it is 0 at the first query.
+    """
+
+    turn: int
+    hidden: F32
+    last_tier: str | None = None
+    last_verdict: float | None = None
+
+    @classmethod
+    def new(cls) -> SessionState:
+        """The state of a session that has not begun: turn 0, hidden zeros."""
+        return cls(turn=0, hidden=np.zeros(HIDDEN, np.float32))
+
+
+@record
+class TierLoad:
+    """One tier now: can it serve, how many requests wait or run, and is the session's prefix warm (0…1)."""
+
+    tier: str
+    available: bool = True
+    queue: int = 0
+    warm: float = 0.0
+
+
+@record
+class Load:
+    """The system as the router sees it. ``tiers`` lists every tier of the profile, smallest first."""
+
+    tiers: tuple[TierLoad, ...]
+    latency_budget_s: float | None = None
+
+
+# ---------------------------------------------------------------------------------------------------- stage by stage
+
+
+@record
+class Embedded:
+    """The query as a vector. ``vector``: float32[dim], L2-normalised. ``tokens`` counts before truncation."""
+
+    vector: F32
+    tokens: int
+    truncated: bool
+    encoder: str
+
+
+@record
+class Hit:
+    """One search result. ``score`` is the fused rank score, ``similarity`` the cosine, ``text_score`` BM25 (0: no match).
+
+    ``tokens`` counts the text in the encoder's tokens. ``rank`` is the place in the result, 0 first.
+    ``model`` is what answered an interaction (``Node.model``: a tier's name or a model's id), empty for documents.
+    """
+
+    node_id: str
+    kind: Kind
+    text: str
+    source: str
+    domain: str
+    created_at: float
+    quality: float
+    tokens: int
+    score: float
+    similarity: float
+    text_score: float
+    model: str = ""
+
+
+@record
+class Hits:
+    """Search results, best first. ``vectors``: float32[len(hits), dim], row i belongs to ``hits[i]``."""
+
+    hits: tuple[Hit, ...]
+    vectors: F32
+    mode: Literal["hybrid", "vector", "text"]
+    degraded: tuple[str, ...] = ()
+
+
+@record
+class Neighbourhood:
+    """The subgraph around the hits: n nodes (the hits first, in their order), m edges.
+
+    ``vectors`` float32[n, dim]; ``hop`` int32[n], 0 for hits; ``score`` and ``similarity`` float32[n] (score is 0 for
+    nodes that were not hits); ``tokens`` int32[n]; edges as indices into the nodes: ``edge_from``, ``edge_to`` int32[m],
+    ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight`` float32[m]. ``snapshot`` is the version of the CSR
+    snapshot that was read; ``truncated`` says that a cap on nodes or edges cut the expansion short.
+    """
+
+    node_ids: tuple[str, ...]
+    kinds: tuple[Kind, ...]
+    texts: tuple[str, ...]
+    sources: tuple[str, ...]
+    vectors: F32
+    hop: I32
+    score: F32
+    similarity: F32
+    tokens: I32
+    edge_from: I32
+    edge_to: I32
+    edge_relation: I8
+    edge_weight: F32
+    snapshot: int
+    truncated: bool
+    degraded: tuple[str, ...] = ()
+
+
+@record
+class FeatureEffect:
+    """How much one named feature moved the decision: ``effect`` is the change of the chosen tier's logit."""
+
+    feature: str
+    value: float
+    effect: float
+
+
+@record
+class Route:
+    """The routing decision. ``propensity`` is the probability with which all drawn parts were drawn together.
+
+    ``probabilities`` maps tier → probability after masking, ``propensities`` maps each drawn part (``"tier"``,
+    ``"context_tokens"``) to its own probability. ``confidence`` in [0, 1] is the calibrated probability that the verdict
+    will reach the threshold. ``hidden`` float32[64] is the session's next state, ``features`` float32[128] what was read.
+    ``reason`` is one of ``router``, ``explored``, ``low_confidence`` (the safe route), ``caller`` (the caller named the tier).
+    """
+
+    tier: str
+    context_tokens: int
+    temperature: float
+    top_p: float
+    confidence: float
+    probabilities: dict[str, float]
+    propensity: float
+    propensities: dict[str, float]
+    checkpoint: str
+    reason: Literal["router", "explored", "low_confidence", "caller"]
+    hidden: F32
+    features: F32
+    explanation: tuple[FeatureEffect, ...] = ()
+
+
+@record
+class Passage:
+    """A node chosen for the context. ``score`` ranks it; ``attention`` is its mean weight (0 if not attended)."""
+
+    node_id: str
+    source: str
+    text: str
+    tokens: int
+    score: float
+    attention: float = 0.0
+
+
+@record
+class Context:
+    """What the engine gets to read, best first. ``tokens`` sums the passages' encoder tokens.
+
+    ``ranking`` says what ordered the passages; ``duplicates`` counts nodes dropped as near-copies; ``summary`` is
+    extractive: the sentences of the passages nearest to the query.
+    """
+
+    passages: tuple[Passage, ...]
+    tokens: int
+    ranking: Literal["attention", "similarity", "none"]
+    duplicates: int = 0
+    summary: str = ""
+    degraded: tuple[str, ...] = ()
+
+
+FinishReason = Literal["stop", "length", "cancelled"]
+
+
+@record
+class Piece:
+    """A part of an answer as the engine yields it. The last one has ``answer`` set, and it alone."""
+
+    text: str
+    answer: Answer | None = None
+
+
+@record
+class Answer:
+    """A finished generation. ``used`` names the nodes that were really in the prompt, in its order.
+
+    ``cached_tokens`` of ``prompt_tokens`` were not computed again. ``first_token_s`` and ``duration_s`` count from the
+    moment the engine was asked.
+    """
+
+    text: str
+    tier: str
+    model: str
+    finish_reason: FinishReason
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+    used: tuple[str, ...] = ()
+    first_token_s: float = 0.0
+    duration_s: float = 0.0
+    degraded: tuple[str, ...] = ()
+
+
+# ---------------------------------------------------------------------------------------------------- for the topics
+
+
+@record
+class Interaction:
+    """A completed turn, the record that learning uses; emitted after the user has the answer.
+
+    ``event_id`` (UUIDv7) is unique per event, so consumers can drop repeats. ``origin`` tells our own turns
+    (``"ruvllm"``) from those of outside producers. ``hidden`` is the session's state *before* the turn.
+    """
+
+    event_id: str
+    interaction_id: str
+    tenant: str
+    session: str
+    turn: int
+    created_at: float
+    origin: str = "ruvllm"
+    query: str
+    answer: str
+    context: tuple[Passage, ...] = ()
+    route: Route | None = None
+    hidden: F32 | None = None
+    model: str = ""
+    finish_reason: FinishReason = "stop"
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    timings: dict[str, float] = dataclasses.field(default_factory=dict)
+    degraded: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+
+@record
+class Verdict:
+    """The judge's score of an interaction in [0, 1]; ``None`` with status ``unjudged`` when it could not be rated.
+
+    ``uncertainty`` in [0, 1] is the entropy of the rating over its five values, divided by ln 5. ``probabilities`` maps
+    ratings "1"…"5" to their probability.
+    """
+
+    event_id: str
+    interaction_id: str
+    tenant: str
+    session: str
+    created_at: float
+    status: Literal["judged", "unjudged"]
+    score: float | None
+    uncertainty: float | None
+    probabilities: dict[str, float] = dataclasses.field(default_factory=dict)
+    judge: str
+    reason: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+# ---------------------------------------------------------------------------------------------------- JSON
+
+
+@functools.cache
+def _adapter(cls: type[T]) -> TypeAdapter[T]:
+    return TypeAdapter(cls)
+
+
+def encode(value: object) -> bytes:
+    """``value`` (a record) as JSON; arrays become nested lists."""
+    return _adapter(type(value)).dump_json(value)
+
+
+def decode(cls: type[T], data: bytes | str) -> T:
+    """A ``cls`` from JSON. Raises pydantic's ``ValidationError`` that names every bad field."""
+    return _adapter(cls).validate_json(data)
+
+
+def json_schema(cls: type[Any]) -> dict[str, Any]:
+    """JSON Schema (2020-12) of ``cls`` as ``encode`` writes it."""
+    return _adapter(cls).json_schema()

@@ -1,0 +1,299 @@
+"""Nodes in LanceDB: one database directory a tenant, table ``nodes``; the only file that knows ``lancedb``.
+
+Up to ``resident_rows`` rows a search is answered from ``Resident``: exact, and ten times faster at 20,000 rows; larger
+tenants go to LanceDB's own indexes: full text always, HNSW from ``index_rows`` on. Both give the same hits and pass
+the same tests. Writes go to LanceDB first, always.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field
+
+from operators.base import Knobs
+from operators.errors import Reject, Stop
+from operators.records import Hits
+from operators.stores import fusion, lance_rows
+from operators.stores.ports import Node, SearchRequest
+from operators.stores.resident import Resident
+from operators.stores.tenants import check_nodes, check_tenant, check_vector
+from operators.stores.vendor import translate
+
+TABLE = "nodes"
+BATCH = 1024
+"""Rows in one batch of ``scan``."""
+
+
+@dataclasses.dataclass(slots=True)
+class _Tenant:
+    """An open table. ``lock`` is held by whoever writes or reloads; searches take it only to look at the version."""
+
+    table: Any
+    lock: threading.RLock
+    resident: Resident | None
+    version: int
+    checked: float
+
+
+class LanceStore:
+    """``VectorStore`` on LanceDB. ``dim``: length of the vectors; ``clock`` gives Unix seconds (expiry)."""
+
+    class Config(Knobs):
+        """The knobs of the vector store."""
+
+        resident_rows: int = Field(50_000, ge=0)
+        """Tenants up to this many rows are searched in memory (1.5 kB a row at 384 dimensions); 0 turns that off."""
+        index_rows: int = Field(50_000, ge=256)
+        """``optimize`` builds the HNSW index from this many rows on; below it a scan is exact and fast enough."""
+        ef: int = Field(256, ge=1)
+        """Candidates that HNSW looks at; more is slower and finds more."""
+        refresh_s: float = Field(1.0, ge=0)
+        """Seconds after which rows that another process wrote are seen at the latest."""
+        keep_versions_s: float = Field(600.0, ge=1)
+        """``optimize`` removes table versions older than this, in seconds; a reader must not take longer."""
+
+    def __init__(
+        self, root: Path, dim: int, config: Config | None = None, clock: Callable[[], float] = time.time
+    ) -> None:
+        self.root, self.dim, self.config, self.clock = Path(root), dim, config or self.Config(), clock
+        self._open: dict[str, _Tenant] = {}
+        self._opening: dict[str, threading.Lock] = {}
+        self._lock = threading.Lock()
+        self._lancedb: Any = None
+
+    def open(self) -> None:
+        """Load the library and make the directory. Raises ``Stop`` when it can't be used."""
+        os.environ.setdefault("LANCE_LOG", "error")  # before the import: the library reads it once
+        import lancedb
+
+        with self._door():
+            self.root.mkdir(parents=True, exist_ok=True)
+            if not os.access(self.root, os.W_OK | os.X_OK):
+                raise PermissionError(f"Permission denied: {self.root}")
+        self._lancedb = lancedb
+
+    def upsert(self, tenant: str, nodes: Sequence[Node]) -> int:
+        """Write ``nodes`` by id; durable and findable when it returns. Returns how many ids were new."""
+        check_tenant("memory", tenant)
+        unique = check_nodes("memory", nodes, self.dim)
+        if not unique:
+            return 0
+        with self._door():
+            opened = self._tenant(tenant) or self._create(tenant)
+            with opened.lock:
+                self._refresh(opened, always=True)
+                merge = opened.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
+                result = merge.execute(lance_rows.table(unique, self.dim))
+                if opened.resident is not None:
+                    opened.resident.put(unique)
+                    if len(opened.resident) > self.config.resident_rows:
+                        opened.resident = None
+                opened.version = result.version
+                return int(result.num_inserted_rows)
+
+    def search(self, request: SearchRequest) -> Hits:
+        """Best ``k`` nodes of the request's tenant that pass its filter, best first."""
+        check_tenant("memory", request.tenant)
+        if request.mode != "text" or request.vector.shape != (self.dim,):
+            check_vector("memory", request.vector, self.dim, "the query")
+        where = lance_rows.sql(request.filter, self.clock())  # also refuses a filter that can't be
+        if request.k < 1:
+            raise Reject("memory", f"k = {request.k}", "ask for at least one hit", param="k")
+        with self._door():
+            opened = self._tenant(request.tenant)
+            if opened is None:
+                return fusion.hits([], [], [], [], request.mode, self.dim)
+            self._refresh(opened)
+            if opened.resident is not None:
+                return fusion.search_resident(opened.resident, request, self.clock())
+            return self._search_table(opened.table, request, where)
+
+    def existing(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
+        """Which of ``node_ids`` are stored."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None or not node_ids:
+                return set()
+            self._refresh(opened)
+            if opened.resident is not None:
+                return {node_id for node_id in node_ids if node_id in opened.resident}
+            query = opened.table.search().where(lance_rows.one_of("id", sorted(set(node_ids)))).select(["id"])
+            return set(query.to_arrow()["id"].to_pylist())
+
+    def scan(self, tenant: str) -> Iterator[Sequence[Node]]:
+        """Every node in batches, ordered by nothing in particular."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is not None:
+                self._refresh(opened)
+                yield from self._read(opened.table)
+
+    def tenants(self) -> list[str]:
+        """Tenants that have a database, sorted."""
+        with self._door():
+            return sorted(path.name for path in self.root.glob("*") if self._written(path.name))
+
+    def count(self, tenant: str) -> int:
+        """Number of nodes."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None:
+                return 0
+            self._refresh(opened)
+            return int(opened.table.count_rows())
+
+    def optimize(self, tenant: str) -> None:
+        """Fold recent writes into the indexes, compact, remove old versions, build HNSW when it is due. One process
+        at a time may do this: two rewrites conflict."""
+        from lancedb.index import HnswSq
+
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None:
+                return
+            with opened.lock:
+                self._refresh(opened, always=True)
+                if opened.table.count_rows() >= self.config.index_rows and not self._has_hnsw(opened.table):
+                    opened.table.create_index(
+                        "vector", config=HnswSq(distance_type="cosine", num_partitions=1, m=32, ef_construction=200)
+                    )
+                opened.table.optimize(cleanup_older_than=timedelta(seconds=self.config.keep_versions_s))
+                opened.version = opened.table.version
+
+    def close(self) -> None:
+        """Release handles; safe to call twice."""
+        with self._lock:
+            self._open.clear()
+            self._lancedb = None
+
+    # ------------------------------------------------------------------------------------------------ tables
+
+    def _tenant(self, tenant: str) -> _Tenant | None:
+        """The tenant's open table; ``None`` if nothing was ever written."""
+        if tenant in self._open:
+            return self._open[tenant]
+        return self._create(tenant) if self._written(tenant) else None
+
+    def _written(self, tenant: str) -> bool:
+        """Whether the tenant's table was ever committed; a crash while making it may leave a directory without."""
+        return any((self.root / tenant / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
+
+    def _create(self, tenant: str) -> _Tenant:
+        """Open the tenant's table, made if there is none. Two threads may come here at once: one waits."""
+        with self._lock:
+            if self._lancedb is None:
+                raise Stop("memory", "the store is not open", "call open() first")
+            lock = self._opening.setdefault(tenant, threading.Lock())
+        with lock:
+            if tenant not in self._open:
+                self._open[tenant] = self._open_table(tenant)
+            return self._open[tenant]
+
+    def _open_table(self, tenant: str) -> _Tenant:
+        from lancedb.index import FTS
+
+        database = self._lancedb.connect(self.root / tenant)
+        if self._written(tenant):
+            table = database.open_table(TABLE)
+        else:
+            table = database.create_table(TABLE, schema=lance_rows.schema(self.dim), mode="overwrite")
+        if not table.list_indices():  # new, or a crash came between the table and its index
+            table.create_index("text", config=FTS(with_position=False, stem=True))
+        held = table.schema.field("vector").type.list_size
+        if held != self.dim:
+            got = f"tenant {tenant!r} holds vectors of {held}, the encoder makes vectors of {self.dim}"
+            raise Stop("memory", got, f"use the encoder it was made with, or another directory than {self.root}")
+        opened = _Tenant(table, threading.RLock(), None, table.version, time.monotonic())
+        if table.count_rows() <= self.config.resident_rows:
+            opened.resident = Resident(self.dim, self._tokenize)
+            for batch in self._read(table):
+                opened.resident.put(batch)
+        return opened
+
+    def _refresh(self, opened: _Tenant, always: bool = False) -> None:
+        """Take over what other processes wrote, at most every ``refresh_s``."""
+        if not always and time.monotonic() - opened.checked < self.config.refresh_s:
+            return
+        with opened.lock:
+            opened.checked = time.monotonic()
+            opened.table.checkout_latest()
+            version = opened.table.version
+            if version == opened.version:
+                return
+            if opened.resident is not None:
+                ids: set[str] = set()
+                for batch in self._read(opened.table):
+                    opened.resident.put(batch)
+                    ids.update(node.node_id for node in batch)
+                opened.resident.keep(ids)
+            opened.version = version
+
+    def _tokenize(self, text: str) -> list[str]:
+        return [token.text for token in self._lancedb.tokenize(text, stem=True)]
+
+    @staticmethod
+    def _has_hnsw(table: Any) -> bool:
+        return any("vector" in index.columns for index in table.list_indices())
+
+    def _search_table(self, table: Any, request: SearchRequest, where: str) -> Hits:
+        deep = fusion.depth(request.k)
+        nodes: dict[str, Node] = {}
+        text_score: dict[str, float] = {}
+        near: list[str] = []
+        if request.mode != "text":
+            query = table.search(request.vector, vector_column_name="vector").distance_type("cosine")
+            query = query.ef(max(self.config.ef, deep)) if self._has_hnsw(table) else query
+            rows = query.where(where, prefilter=True).select([*lance_rows.COLUMNS, "_distance"]).limit(deep).to_arrow()
+            nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
+            near = rows["id"].to_pylist()
+        if request.mode != "vector":
+            rows = self._text(table, request.text, where, [*lance_rows.COLUMNS, "_score"], deep)
+            nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
+            text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
+        length = float(np.linalg.norm(request.vector)) or 1.0
+        cosine = {i: float(n.vector @ request.vector / (np.linalg.norm(n.vector) * length)) for i, n in nodes.items()}
+        # LanceDB leaves equal scores in any order; these are ranks to be fused, so it must not be chance.
+        near.sort(key=lambda i: (-cosine[i], -text_score.get(i, 0.0), i))
+        said = sorted(text_score, key=lambda i: (-text_score[i], -cosine[i], i))
+        fused = fusion.fuse(near, said)
+        chosen = fusion.best(fused, cosine, request.k)
+        unscored = [node_id for node_id in chosen if node_id not in text_score]
+        if unscored:  # deeper in the text ranking than we read, or no match: ask for exactly these
+            rows = self._text(table, request.text, lance_rows.one_of("id", unscored), ["id", "_score"], len(unscored))
+            text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
+        return fusion.hits(
+            [nodes[i] for i in chosen],
+            [fused[i] for i in chosen],
+            [cosine[i] for i in chosen],
+            [text_score.get(i, 0.0) for i in chosen],
+            request.mode,
+            self.dim,
+        )
+
+    @staticmethod
+    def _text(table: Any, text: str, where: str, columns: list[str], limit: int) -> Any:
+        query = table.search(text, query_type="fts", fts_columns="text").where(where, prefilter=True).select(columns)
+        return query.limit(limit).to_arrow()
+
+    @staticmethod
+    def _read(table: Any) -> Iterator[list[Node]]:
+        for batch in table.search().select(lance_rows.COLUMNS).to_batches(BATCH):
+            yield lance_rows.nodes(batch)
+
+    @contextmanager
+    def _door(self) -> Iterator[None]:
+        """The one place where LanceDB's errors become ours."""
+        try:
+            yield
+        except (OSError, RuntimeError) as e:
+            raise translate("memory", e, self.root) from e

@@ -1,0 +1,204 @@
+"""The stages that live in one process, built from the settings: the composition root of every binding.
+
+A host of the whole answer path is a ``Backend`` all by itself: that is binding ``inproc``. In binding ``serve`` every
+deployment has a host of its chain.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from conf.schema import Settings
+from operators.attend import Attend
+from operators.base import Operator
+from operators.embed import Embed
+from operators.engines.ports import Encoded
+from operators.errors import Retry, Stop
+from operators.expand import Expand
+from operators.generate import Generate, GenerateInput
+from operators.ingest import Document, document_nodes
+from operators.records import Embedded, Hits, Piece, Query, TierLoad
+from operators.route import Router
+from operators.search import Search, SearchInput
+from operators.stores.kuzu_graph import KuzuGraph
+from operators.stores.lance import LanceStore
+from operators.stores.memory import Added, Memory
+from operators.stores.ports import Node
+from operators.stores.sqlite_log import SqliteLog
+from operators.stores.topics import create_topics
+from pipeline.emit import Emitter
+from pipeline.graph import Chain, Step, check
+
+Progress = Callable[[str], None]
+
+
+class Host:
+    """``names``: the stages to run here. ``tiers``: names of the tiers whose engines run here (all, if not given)."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        settings: Settings,
+        tiers: Sequence[str] | None = None,
+        progress: Progress = lambda text: None,
+    ) -> None:
+        check()
+        self.settings = settings
+        self._names = tuple(names)
+        self._tiers = [tier for tier in settings.tiers if tiers is None or tier.name in tiers]
+        self._progress = progress
+        self._memory: Memory | None = None
+        self._embed: Embed | None = None
+        self._generate: Generate | None = None
+        self._publisher: asyncio.Task[None] | None = None
+        self.failed: Stop | None = None
+        self._stages: list[Operator[Any, Any]] = []
+
+    async def start(self) -> None:
+        """Open the stores and load the models of these stages.
+
+        Raises ``Stop``; but a ``generate`` that is alone here and has no usable tier is kept and reported through
+        ``load``, so that the other tiers' processes can serve.
+        """
+        cache_dir = self.settings.data_dir / "cache"
+        cache_dir.mkdir(parents=True, exist_ok=True)
+        for name in self._names:
+            self._progress(name)
+            stage = await asyncio.to_thread(self._build, name, cache_dir)
+            try:
+                await stage.start()
+            except Stop as error:
+                if self._names != ("generate",):
+                    raise
+                self.failed = error
+            self._stages.append(stage)
+        self._chain = Chain([stage for stage in self._stages if stage.name != "generate"])
+        if self._memory is not None:
+            self._publisher = asyncio.create_task(self._publish(self._memory))
+
+    def _build(self, name: str, cache_dir: Path) -> Operator[Any, Any]:
+        settings = self.settings
+        if name == "embed":
+            self._embed = Embed(settings.embed, cache_dir)
+            return self._embed
+        if name == "search":
+            self._memory = make_memory(settings)
+            self._memory.open()
+            return Search(settings.search, self._memory)
+        if name == "expand":
+            # Alone in its process it reads the snapshots that the owner of the memory publishes.
+            return Expand(settings.expand, self._memory or make_memory(settings))
+        if name == "route":
+            return Router(settings.route, settings.tiers)
+        if name == "attend":
+            return Attend(settings.attend)
+        if name == "generate":
+            self._generate = Generate(settings.generate, self._tiers, cache_dir)
+            return self._generate
+        raise Stop("host", f"no stage {name!r} on the answer path", "name one of operators.FLOW")
+
+    async def prepare(self, records: Sequence[Any]) -> Step:
+        """Run this host's stages, ``generate`` excepted, for one query."""
+        return await self._chain.prepare(records)
+
+    async def embed(self, query: Query) -> Embedded:
+        """Run ``embed`` alone."""
+        return await self._chain.call("embed", query)  # type: ignore[no-any-return]
+
+    async def search(self, item: SearchInput) -> Hits:
+        """Run ``search`` alone."""
+        return await self._chain.call("search", item)  # type: ignore[no-any-return]
+
+    async def call(self, name: str, item: Any) -> Any:
+        """Run any one stage but ``generate`` alone."""
+        return await self._chain.call(name, item)
+
+    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+        """Run ``generate``; the last piece has the answer."""
+        if self._generate is None or self.failed is not None:
+            raise Retry("generate", f"no model here can serve: {self.failed}", "mend the weights and restart")
+        async with contextlib.aclosing(self._generate.stream(item)) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def load(self) -> tuple[TierLoad, ...]:
+        """The tiers of this host as they are now."""
+        if self._generate is None or self.failed is not None:
+            return tuple(TierLoad(tier=tier.name, available=False) for tier in self._tiers)
+        available, queues = self._generate.available(), self._generate.queues()
+        return tuple(
+            TierLoad(tier=tier.name, available=available.get(tier.name, False), queue=queues.get(tier.name, 0))
+            for tier in self._tiers
+        )
+
+    async def encode(self, texts: Sequence[str]) -> Encoded:
+        """Vectors of documents."""
+        assert self._embed is not None  # noqa: S101 - the plan gives this call to the host of embed
+        return await self._embed.texts(texts, query=False)
+
+    async def nodes(self, tenant: str, documents: Sequence[Document]) -> list[list[Node]]:
+        """Chunk and embed documents: the nodes of each."""
+        assert self._embed is not None  # noqa: S101 - as above
+        now = time.time()
+        return [
+            await document_nodes(tenant, document, self._embed, self.settings.documents, now) for document in documents
+        ]
+
+    async def add(self, tenant: str, nodes: Sequence[Node]) -> Added:
+        """Write nodes to the memory; durable and findable when it returns."""
+        assert self._memory is not None  # noqa: S101 - the plan gives this call to the host of search
+        return await asyncio.to_thread(self._memory.add, tenant, nodes)
+
+    async def checks(self) -> dict[str, bool]:
+        """Part → does it work now: what started works, so it is tiers that can be missing."""
+        stages = {stage.name: True for stage in self._stages if stage.name != "generate"}
+        return stages | {f"generate:{load.tier}": load.available for load in await self.load()}
+
+    async def _publish(self, memory: Memory) -> None:
+        """Additions that came too soon after a publication get into the next one."""
+        while True:
+            await asyncio.sleep(memory.config.publish_every_s or 1.0)
+            await asyncio.to_thread(memory.publish_due)
+
+    async def close(self) -> None:
+        """End the stages in reverse order, then the stores."""
+        if self._publisher is not None:
+            self._publisher.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._publisher
+        for stage in reversed(self._stages):
+            await stage.close()
+        if self._memory is not None:
+            await asyncio.to_thread(self._memory.close)
+
+
+def make_memory(settings: Settings) -> Memory:
+    """The memory of the profile, not yet opened: one process opens it, any may read its snapshots."""
+    root = settings.data_dir / "memory"
+    return Memory(
+        settings.memory,
+        LanceStore(root / "vectors", settings.embed.output_dim, settings.vectors),
+        KuzuGraph(root / "graph.kuzu", settings.graph),
+        root / "snapshots",
+    )
+
+
+def open_emitter(settings: Settings) -> Emitter:
+    """The started emitter of this process over the profile's event log."""
+    log = open_log(settings)
+    emitter = Emitter(log, capacity=settings.events.queue)
+    emitter.start()
+    return emitter
+
+
+def open_log(settings: Settings) -> SqliteLog:
+    """The profile's event log, open, with its topics."""
+    log = SqliteLog(Path(settings.events.path))
+    log.open()
+    create_topics(log)
+    return log

@@ -1,0 +1,130 @@
+"""Every error leaves in OpenAI's shape, and no request body is read beyond its limit."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from operators.errors import Reject, Retry, RuvError
+from pipeline.schema import ErrorBody, ErrorDetail
+
+DOCUMENTED: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "The request is not valid; `param` names the field"},
+    401: {"model": ErrorBody, "description": "No valid API key"},
+    404: {"model": ErrorBody, "description": "No such model"},
+    413: {"model": ErrorBody, "description": "The body is larger than `http.max_body_bytes`"},
+    429: {"model": ErrorBody, "description": "Too many requests at once; see `Retry-After`"},
+    500: {"model": ErrorBody, "description": "A fault of the service"},
+    503: {"model": ErrorBody, "description": "A part of the service is away; see `Retry-After`"},
+}
+"""What each endpoint may answer besides 200, for OpenAPI."""
+
+_TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+
+
+def error_response(
+    status: int, message: str, *, param: str | None = None, code: str | None = None, retry_after_s: float | None = None
+) -> JSONResponse:
+    """One error in OpenAI's shape; ``retry_after_s`` also as ``Retry-After`` (seconds) and ``retry-after-ms``."""
+    headers: dict[str, str] = {}
+    if retry_after_s is not None:
+        headers["retry-after"] = str(math.ceil(retry_after_s))
+        headers["retry-after-ms"] = str(math.ceil(retry_after_s * 1000))
+    return JSONResponse(error_body(status, message, param, code), status, headers)
+
+
+def error_body(status: int, message: str, param: str | None = None, code: str | None = None) -> dict[str, Any]:
+    """The body of an error."""
+    kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
+    return ErrorBody(error=ErrorDetail(message=message, type=kind, param=param, code=code)).model_dump()
+
+
+def from_error(error: RuvError) -> JSONResponse:
+    """The answer to one of our own errors."""
+    if isinstance(error, Reject):
+        return error_response(error.status, str(error), param=error.param, code=error.code)
+    if isinstance(error, Retry):
+        return error_response(error.status, str(error), retry_after_s=error.retry_after_s)
+    return error_response(500, str(error))
+
+
+def install(app: FastAPI, max_body_bytes: int) -> None:
+    """Give ``app`` the error handlers and the body limit."""
+
+    async def ours(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RuvError)  # noqa: S101 - what the handler is registered for
+        return from_error(error)
+
+    async def invalid(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
+        return error_response(400, _describe(error.errors()), param=_param(error.errors()[0]))
+
+    async def http(_: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)  # noqa: S101 - as above
+        response = error_response(error.status_code, str(error.detail))
+        response.headers.update(error.headers or {})
+        return response
+
+    app.add_exception_handler(RuvError, ours)
+    app.add_exception_handler(RequestValidationError, invalid)
+    app.add_exception_handler(HTTPException, http)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+
+
+def _describe(errors: Any) -> str:
+    shown = [f"{_param(error) or 'body'}: {error['msg']}{_got(error)}" for error in errors[:5]]
+    more = f" (and {len(errors) - 5} more)" if len(errors) > 5 else ""
+    return "; ".join(shown) + more
+
+
+def _got(error: Mapping[str, Any]) -> str:
+    value = error.get("input")
+    if isinstance(value, str | int | float | bool) or value is None:
+        text = repr(value)
+        return f", got {text if len(text) <= 80 else text[:77] + '...'}"
+    return ""
+
+
+def _param(error: Mapping[str, Any]) -> str | None:
+    parts = [str(part) for part in error["loc"] if part not in ("body", "query", "header")]
+    return ".".join(parts) or None
+
+
+class BodyLimit:
+    """ASGI middleware that answers 413 as soon as a body is too large, by its header or while it is read."""
+
+    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
+        self.app = app
+        self.max_bytes = max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass the request on, counting the bytes of its body."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        if declared.isdigit() and int(declared) > self.max_bytes:
+            await error_response(413, self._message(int(declared)))(scope, receive, send)
+            return
+        seen = 0
+
+        async def limited() -> Message:
+            nonlocal seen
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.max_bytes:
+                # FastAPI hands an HTTPException from here on to its handler and turns any other into a 400.
+                raise HTTPException(413, self._message(seen))
+            return message
+
+        await self.app(scope, limited, send)
+
+    def _message(self, got: int) -> str:
+        return f"body: at least {got} bytes; send at most {self.max_bytes} (http.max_body_bytes)"

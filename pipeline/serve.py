@@ -1,0 +1,267 @@
+"""Binding ``serve``: every chain of the plan is a Ray Serve deployment, the gateway calls them by handle.
+
+    HAProxy → Gateway (limits, session, route, attend) → Embedder (batched)
+                                                       → Memory (search and expand in one call; owns the stores)
+                                                       → one Generator a tier
+
+Everything that knows Ray is here and in ``raylocal.py``. Errors of Ray become ours at one door, ``_translated``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+import ray
+from ray import serve
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
+
+from conf.schema import Settings
+from operators.engines.ports import Encoded
+from operators.errors import Retry, RuvError, Stop
+from operators.generate import GenerateInput
+from operators.ingest import Document
+from operators.records import Embedded, Hits, Piece, Query, TierLoad
+from operators.search import SearchInput
+from operators.stores.memory import Added
+from operators.stores.ports import Node
+from pipeline.graph import LOCAL_TO_GATEWAY, Plan, Step, Trail, needs, plan
+from pipeline.host import Host, open_emitter
+from pipeline.ingress import create_app
+from pipeline.service import Service
+
+T = TypeVar("T")
+APP = "ruvllm"
+POLL_S = 1.0
+"""Seconds between two looks at which tiers can serve."""
+
+
+class StageHost:
+    """One deployment: a ``Host`` in a replica of its own."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, names: Sequence[str], settings: Settings, tiers: Sequence[str] | None = None
+    ) -> None:
+        self._host = Host(names, settings, tiers)
+        await self._host.start()
+
+    async def run(self, *records: Any) -> Step:
+        """Run the host's chain for one query."""
+        return await self._host.prepare(records)
+
+    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+        """Run ``generate``."""
+        async with contextlib.aclosing(self._host.stream(item)) as pieces:  # type: ignore[type-var]
+            async for piece in pieces:
+                yield piece
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """One of the host's other abilities: ``embed``, ``search``, ``encode``, ``nodes``, ``add``, ``load``."""
+        return await getattr(self._host, method)(*args)
+
+
+class Gateway:
+    """The ingress deployment: the HTTP app, and the stages that cost less than a hop."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self, settings: Settings, handles: Mapping[str, DeploymentHandle]
+    ) -> None:
+        self._backend = ServeBackend(settings, plan(settings.plan), handles)
+        await self._backend.start()
+        self._emitter = open_emitter(settings)
+        self._service = Service(settings, self._backend, self._emitter)
+
+    def __serve_build_asgi_app__(self) -> Any:
+        """Called by Serve once ``__init__`` is done."""
+        return create_app(self._service)
+
+    async def __del__(self) -> None:
+        """Graceful shutdown: Serve awaits this after the last request."""
+        await self._emitter.close(5.0)
+        await self._backend.close()
+
+
+class ServeBackend:
+    """``Backend`` over deployment handles: ``handles`` maps the first stage of every remote chain to its deployment,
+    and ``generate:TIER`` to each tier's."""
+
+    def __init__(self, settings: Settings, chains: Plan, handles: Mapping[str, DeploymentHandle]) -> None:
+        self._chains = chains[:-1]
+        self._handles = handles
+        self._tiers = [tier.name for tier in settings.tiers]
+        self._local = Host(LOCAL_TO_GATEWAY, settings) if LOCAL_TO_GATEWAY in chains else None
+        self._needs = {chain: needs(chain) for chain in self._chains}
+        self._available = dict.fromkeys(self._tiers, False)
+        self._running = dict.fromkeys(self._tiers, 0)
+        self._poller: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Load what is local and look at the tiers once."""
+        if self._local is not None:
+            await self._local.start()
+        await self._look()
+        self._poller = asyncio.create_task(self._poll())
+
+    async def prepare(self, records: Sequence[Any]) -> Step:
+        """Every chain before ``generate``, each sent only the records that it reads."""
+        trail: Trail = {type(item): item for item in records}
+        written: list[Any] = []
+        timings: dict[str, float] = {}
+        for chain in self._chains:
+            wanted = [trail[part] for part in self._needs[chain]]
+            if chain == LOCAL_TO_GATEWAY and self._local is not None:
+                step = await self._local.prepare(wanted)
+            else:
+                step = await _translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
+            for item in step.written:
+                trail[type(item)] = item
+            written += step.written
+            timings |= step.timings
+        return Step(written=tuple(written), timings=timings)
+
+    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+        """The routed tier, or the next one that answers if it fails before its first piece (degraded, named)."""
+        order = self._fallbacks(item.route.tier)
+        for i, tier in enumerate(order):
+            attempt = dataclasses.replace(item, route=dataclasses.replace(item.route, tier=tier))
+            began = False
+            try:
+                async for piece in self._stream(tier, attempt):
+                    began = True
+                    if piece.answer is not None and i:
+                        degraded = (*piece.answer.degraded, f"tier:{item.route.tier}→{tier}")
+                        piece = dataclasses.replace(piece, answer=dataclasses.replace(piece.answer, degraded=degraded))
+                    yield piece
+                return
+            except (Retry, Stop):
+                if began or i == len(order) - 1:
+                    raise
+
+    async def _stream(self, tier: str, item: GenerateInput) -> AsyncIterator[Piece]:
+        response = self._handles[f"generate:{tier}"].options(stream=True).stream.remote(item)
+        self._running[tier] += 1
+        try:
+            with _door(f"generate:{tier}"):
+                async for piece in response:
+                    yield piece
+        finally:
+            self._running[tier] -= 1
+            response.cancel()
+
+    def _fallbacks(self, tier: str) -> list[str]:
+        """The tier, then the smaller ones downwards, then the larger ones upwards; only those that can serve."""
+        at = self._tiers.index(tier)
+        order = [*self._tiers[at::-1], *self._tiers[at + 1 :]]
+        return [name for name in order if self._available[name]] or [tier]
+
+    async def load(self) -> tuple[TierLoad, ...]:
+        """From the last look, at most a second ago, and this gateway's own count of running requests."""
+        return tuple(
+            TierLoad(tier=name, available=self._available[name], queue=self._running[name]) for name in self._tiers
+        )
+
+    async def embed(self, query: Query) -> Embedded:
+        """Run ``embed`` alone."""
+        return await self._call("embed", "embed", query)  # type: ignore[no-any-return]
+
+    async def search(self, item: SearchInput) -> Hits:
+        """Run ``search`` alone."""
+        return await self._call("search", "search", item)  # type: ignore[no-any-return]
+
+    async def encode(self, texts: Sequence[str]) -> Encoded:
+        """Vectors of documents."""
+        return await self._call("embed", "encode", texts)  # type: ignore[no-any-return]
+
+    async def nodes(self, tenant: str, documents: Sequence[Document]) -> list[list[Node]]:
+        """Chunk and embed documents."""
+        return await self._call("embed", "nodes", tenant, documents)  # type: ignore[no-any-return]
+
+    async def add(self, tenant: str, nodes: Sequence[Node]) -> Added:
+        """Write nodes to the memory."""
+        return await self._call("search", "add", tenant, nodes)  # type: ignore[no-any-return]
+
+    async def _call(self, stage: str, method: str, *args: Any) -> Any:
+        return await _translated(stage, self._handles[stage].call.remote(method, *args))
+
+    async def checks(self) -> dict[str, bool]:
+        """Asks every deployment now."""
+        names = list(self._handles)
+        answers = await asyncio.gather(*(self._call(name, "checks") for name in names), return_exceptions=True)
+        checks: dict[str, bool] = {}
+        for name, answer in zip(names, answers, strict=True):
+            checks |= {name: False} if isinstance(answer, BaseException) else answer
+        return checks
+
+    async def _look(self) -> None:
+        async def one(tier: str) -> None:
+            try:
+                loads = await asyncio.wait_for(self._call(f"generate:{tier}", "load"), 5 * POLL_S)
+                self._available[tier] = any(load.tier == tier and load.available for load in loads)
+            except (RuvError, TimeoutError):
+                self._available[tier] = False
+
+        await asyncio.gather(*(one(tier) for tier in self._tiers))
+
+    async def _poll(self) -> None:
+        while True:
+            await asyncio.sleep(POLL_S)
+            await self._look()
+
+    async def close(self) -> None:
+        """End the poller and what is local."""
+        if self._poller is not None:
+            self._poller.cancel()
+        if self._local is not None:
+            await self._local.close()
+
+
+def application(settings: Settings) -> serve.Application:
+    """The deployments of the profile's plan, bound together."""
+    chains = plan(settings.plan)
+    small = {"num_cpus": 0.1}
+    handles: dict[str, Any] = {}
+    for chain in chains[:-1]:
+        if chain == LOCAL_TO_GATEWAY:
+            continue
+        name = "Memory" if chain == ("search", "expand") else chain[0].capitalize()
+        stage = serve.deployment(
+            StageHost, name=name, num_replicas=1, max_ongoing_requests=64, ray_actor_options=small,
+            health_check_period_s=5, graceful_shutdown_timeout_s=10,
+        )  # fmt: skip
+        handles[chain[0]] = stage.bind(chain, settings)
+    for tier in settings.tiers:
+        generator = serve.deployment(
+            StageHost, name=f"Generator-{tier.name}", num_replicas=1,
+            # What waits for the engine waits inside it, where it can be batched; the gateway bounds the total.
+            max_ongoing_requests=max(8, settings.http.max_concurrent), ray_actor_options=small,
+            health_check_period_s=5, graceful_shutdown_timeout_s=10,
+        )  # fmt: skip
+        handles[f"generate:{tier.name}"] = generator.bind(("generate",), settings, (tier.name,))
+    gateway = serve.deployment(
+        serve.ingress()(Gateway), name="Gateway", num_replicas=1,
+        max_ongoing_requests=settings.http.max_concurrent + settings.http.max_queued + 32, ray_actor_options=small,
+        health_check_period_s=5, graceful_shutdown_timeout_s=10,
+    )  # fmt: skip
+    return gateway.bind(settings, handles)
+
+
+async def _translated(who: str, response: Awaitable[T]) -> T:
+    with _door(who):
+        return await response
+
+
+@contextlib.contextmanager
+def _door(who: str) -> Iterator[None]:
+    """Where Ray's errors become ours."""
+    try:
+        yield
+    except RuvError:  # raised in the replica; Ray hands it on as a subclass of its own class
+        raise
+    except BackPressureError as error:
+        raise Retry(who, "its queue is full", "try again", 1.0, 429) from error
+    except (DeploymentUnavailableError, ray.exceptions.RayError) as error:
+        raise Retry(who, f"its replica is away: {type(error).__name__}", "it is being restarted; try again") from error

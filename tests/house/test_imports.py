@@ -1,0 +1,38 @@
+"""Importing any module of ours loads nothing heavy, and the stages know nothing of Ray."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf")
+KNOWS_RAY = {"pipeline.serve"}
+KNOWS_TORCH = {"operators.networks.fastgrnn_torch", "operators.engines.torch_encoder"}
+
+
+def modules():
+    for package in ("operators", "conf", "pipeline", "jobs"):
+        for path in sorted((ROOT / package).rglob("*.py")):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            yield ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def test_no_module_loads_anything_heavy_on_import():
+    light = [name for name in modules() if name not in KNOWS_RAY | KNOWS_TORCH]
+    assert len(light) > 40
+    code = (
+        "import importlib, sys\n"
+        f"for name in {light!r}:\n"
+        "    importlib.import_module(name)\n"
+        f"    found = [heavy for heavy in {HEAVY!r} if heavy in sys.modules]\n"
+        "    assert not found, f'{name} loads {found}'\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("name", sorted(KNOWS_RAY))
+def test_the_exceptions_are_still_needed(name):
+    assert "import ray" in (ROOT / (name.replace(".", "/") + ".py")).read_text()

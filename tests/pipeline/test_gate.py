@@ -1,0 +1,103 @@
+"""Sessions, admission and API keys: what stands between the HTTP door and the first stage."""
+
+import asyncio
+
+import numpy as np
+import pytest
+from pydantic import SecretStr
+
+from operators.errors import Reject, Retry
+from operators.records import SessionState
+from pipeline.guard import Guard
+from pipeline.limits import Admission
+from pipeline.sessions import Sessions
+
+
+class Clock:
+    now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def state(turn):
+    return SessionState(turn=turn, hidden=np.full(64, turn, np.float32))
+
+
+def test_a_session_belongs_to_its_tenant():
+    sessions = Sessions(10, 60.0, Clock())
+    sessions.put("a", "s", state(3))
+    assert sessions.get("a", "s").turn == 3
+    assert sessions.get("b", "s").turn == 0
+    assert not sessions.get("b", "s").hidden.any()
+
+
+def test_sessions_are_forgotten_by_age():
+    clock = Clock()
+    sessions = Sessions(10, 60.0, clock)
+    sessions.put("a", "s", state(3))
+    clock.now = 61.0
+    assert sessions.get("a", "s").turn == 0
+
+
+def test_the_least_recently_used_session_goes_first():
+    sessions = Sessions(2, 60.0, Clock())
+    for name in ("x", "y"):
+        sessions.put("a", name, state(1))
+    sessions.put("a", "x", state(2))
+    sessions.put("a", "z", state(1))
+    assert len(sessions) == 2
+    assert (sessions.get("a", "x").turn, sessions.get("a", "y").turn) == (2, 0)
+
+
+async def test_the_line_is_bounded_and_says_when_to_come_back():
+    gate = Admission(1, 1, 2.5)
+    leave = asyncio.Event()
+
+    async def hold():
+        async with gate.admit():
+            await leave.wait()
+
+    tasks = [asyncio.create_task(hold()) for _ in range(2)]
+    while gate.waiting != 1 or gate.active != 1:
+        await asyncio.sleep(0)
+    with pytest.raises(Retry, match="1 requests running and 1 waiting") as caught:
+        async with gate.admit():
+            pytest.fail("a third request got in")
+    assert (caught.value.status, caught.value.retry_after_s) == (429, 2.5)
+    leave.set()
+    await asyncio.gather(*tasks)
+    assert (gate.active, gate.waiting) == (0, 0)
+    async with gate.admit():
+        assert gate.active == 1
+
+
+async def test_a_request_that_gives_up_waiting_leaves_the_line():
+    gate = Admission(1, 5)
+    async with gate.admit():
+        waiter = asyncio.create_task(gate.admit().__aenter__())
+        while gate.waiting != 1:
+            await asyncio.sleep(0)
+        waiter.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiter
+        assert gate.waiting == 0
+    async with gate.admit():
+        assert gate.active == 1
+
+
+def test_without_keys_everyone_is_the_default_tenant():
+    assert Guard({}).tenant(None) == "default"
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic k-one", "k-one", "Bearer k-oneX"])
+def test_a_wrong_key_is_refused(header):
+    with pytest.raises(Reject) as caught:
+        Guard({SecretStr("k-one"): "one"}).tenant(header)
+    assert caught.value.status == 401
+
+
+def test_a_key_names_its_tenant():
+    guard = Guard({SecretStr("k-one"): "one", SecretStr("k-two"): "two"})
+    assert guard.tenant("Bearer k-two") == "two"
+    assert guard.tenant("bearer k-one") == "one"
