@@ -129,6 +129,8 @@ class JudgeJob(Knobs):
     """Weights of the judge; null takes those of the largest tier."""
     engine: Literal["llama_server", "llama_cpp"] = "llama_cpp"
     """Engine of the judge: one interaction at a time needs no batching."""
+    context_tokens: int = Field(2048, ge=512)
+    """Context window of the judge in tokens."""
     poll_s: float = Field(1.0, gt=0)
     """Seconds between two looks at an empty topic."""
     nice: int = Field(10, ge=0, le=19)

@@ -7,16 +7,34 @@ who drops repeats. When the judge's engine is away (``Retry``), interactions wai
 
 from __future__ import annotations
 
+import argparse
 import asyncio
+import contextlib
+import ctypes
 import os
+import signal
+import sys
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
+from conf.load import load
+from conf.schema import Settings
 from jobs.consumer import Consumer, Out, Seen, always, read_record
+from operators.engines.make import make_engine
+from operators.errors import RuvError
 from operators.judge import Judge
 from operators.records import Interaction, encode
 from operators.stores.ports import Event, EventLog
-from operators.stores.topics import INTERACTIONS, JUDGEMENTS, event_headers, session_key
+from operators.stores.sqlite_log import SqliteLog
+from operators.stores.topics import (
+    INTERACTIONS,
+    JUDGEMENTS,
+    ROUTER_UPDATES,
+    create_topics,
+    event_headers,
+    session_key,
+)
 
 SOURCE = "/ruvllm/judge"
 
@@ -97,3 +115,56 @@ async def run(
         await judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work)
     finally:
         await judge.close()
+
+
+TIDY_S = 3600.0
+"""Seconds between two removals of events that are older than ``events.retention_days``."""
+
+
+async def serve(settings: Settings) -> None:
+    """The job of a profile, until SIGTERM or SIGINT."""
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    job = settings.judge_job
+    model = job.model or settings.tiers[-1].model
+    engine = make_engine(job.engine, model, settings.data_dir / "cache", context_tokens=job.context_tokens)
+    log = SqliteLog(Path(settings.events.path))
+    with contextlib.closing(log):
+        log.open()
+        create_topics(log, settings.events.partitions)
+        tidy = asyncio.create_task(_tidy(log, settings.events.retention_days * 86400))
+        try:
+            await run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)
+        finally:
+            tidy.cancel()
+
+
+async def _tidy(log: EventLog, max_age_s: float) -> None:
+    while True:
+        for topic in log.topics():
+            if topic != ROUTER_UPDATES:  # compacted: its newest event is the state, however old
+                await asyncio.to_thread(log.retain, topic, max_age_s=max_age_s)
+        await asyncio.sleep(TIDY_S)
+
+
+def main() -> None:
+    """``python -m jobs.judge [--profile NAME] [--set KEY=VALUE]… [--parent PID]``."""
+    parser = argparse.ArgumentParser(prog="jobs.judge")
+    parser.add_argument("--profile")
+    parser.add_argument("--set", action="append", default=[], dest="overrides")
+    parser.add_argument("--parent", type=int, help="end when this process does")
+    given = parser.parse_args()
+    if given.parent is not None and sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        if os.getppid() != given.parent:  # it ended before we asked
+            return
+    try:
+        asyncio.run(serve(load(given.profile, overrides=given.overrides).settings))
+    except RuvError as error:
+        sys.exit(f"judge: {error}")
+
+
+if __name__ == "__main__":
+    main()

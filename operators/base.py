@@ -24,7 +24,7 @@ Out = TypeVar("Out")
 
 
 class Knobs(BaseModel):
-    """Base of every ``Config``: frozen, unknown keys refused. Each field has a ``description``; docs are made from it."""
+    """Base of every ``Config``: frozen, unknown keys refused. Under each field stands its description, for the docs."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
@@ -140,5 +140,5 @@ def _type_arguments(cls: type[Any]) -> tuple[type[Any], type[Any]]:
     for base in cls.__mro__:
         for parent in getattr(base, "__orig_bases__", ()):
             if typing.get_origin(parent) is Operator:
-                return typing.get_args(parent)  # type: ignore[return-value]
+                return typing.get_args(parent)
     raise RuvError(cls.__name__, "no type arguments", "write class Stage(Operator[In, Out])")

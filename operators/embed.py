@@ -43,7 +43,7 @@ class Embed(Operator[Query, Embedded]):
         projection_seed: int = 0
         """Seed of the projection that is used when ``output_dim`` is not the encoder's."""
         max_batch: int = Field(32, ge=1, le=1024)
-        """Most texts in one forward pass of the ``onnx`` backend."""
+        """Most queries in one call, and most texts in one forward pass of the ``onnx`` backend."""
         batch_tokens: int = Field(256, ge=64)
         """Most tokens in one forward pass, with padding (a longer text runs alone); small is faster on few cores."""
         threads: int = Field(0, ge=0)
@@ -52,6 +52,7 @@ class Embed(Operator[Query, Embedded]):
     def __init__(self, config: Config, cache_dir: Path) -> None:
         super().__init__()
         self.config = config
+        self.max_batch = config.max_batch
         self.cache_dir = cache_dir
         self._projection: F32 | None = None
         self._encoder: Encoder | None = None

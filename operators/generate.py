@@ -12,6 +12,7 @@ from typing import cast
 from pydantic import Field
 
 from operators.base import Knobs, Operator
+from operators.engines.make import make_engine
 from operators.engines.ports import Engine, Generated, Generation
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.prompts import Prompt, fit, template
@@ -67,7 +68,14 @@ class Generate(Operator[GenerateInput, Answer]):
             template(tier.template)  # a wrong name is a wrong profile, not a missing model
         for name, tier in self.tiers.items():
             self._on_progress(name, "loading")
-            engine = make(tier, self.cache_dir)
+            engine = make_engine(
+                tier.engine,
+                tier.model,
+                self.cache_dir,
+                context_tokens=tier.context_tokens,
+                parallel=tier.parallel,
+                threads=tier.threads,
+            )
             try:
                 await engine.start()
             except Stop as e:
@@ -210,15 +218,3 @@ class Generate(Operator[GenerateInput, Answer]):
         for engine in self.engines.values():
             await engine.close()
         self.engines = {}
-
-
-def make(tier: Tier, cache_dir: Path) -> Engine:
-    """The engine of ``tier``, not started."""
-    if tier.engine == "llama_cpp":
-        from operators.engines.llama_cpp import LlamaCpp
-
-        return LlamaCpp(tier.model, cache_dir=cache_dir, context_tokens=tier.context_tokens, threads=tier.threads)
-    from operators.engines.llama_server import LlamaServer
-
-    window = {"context_tokens": tier.context_tokens, "parallel": tier.parallel}
-    return LlamaServer(tier.model, cache_dir=cache_dir, threads=tier.threads, **window)

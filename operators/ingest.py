@@ -1,4 +1,4 @@
-"""A document's way into the memory: chunks of whole sentences, embedded together, as nodes with ids that stay the same."""
+"""A document's way into the memory: chunks of whole sentences, embedded, as nodes whose ids stay the same."""
 
 from __future__ import annotations
 

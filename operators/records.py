@@ -11,7 +11,6 @@ record into JSON and back and check it on the way in, and ``json_schema`` descri
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import numpy as np
@@ -165,9 +164,9 @@ class Embedded:
 
 @record
 class Hit:
-    """One search result. ``score`` is the fused rank score, ``similarity`` the cosine, ``text_score`` BM25 (0: no match).
+    """One search result. ``score`` is the fused rank score, ``similarity`` the cosine, ``text_score`` BM25 (0: none).
 
-    ``tokens`` counts the text in the encoder's tokens. ``rank`` is the place in the result, 0 first.
+    ``tokens`` counts the text in the encoder's tokens.
     ``model`` is what answered an interaction (``Node.model``: a tier's name or a model's id), empty for documents.
     """
 
@@ -200,9 +199,9 @@ class Neighbourhood:
     """The subgraph around the hits: n nodes (the hits first, in their order), m edges.
 
     ``vectors`` float32[n, dim]; ``hop`` int32[n], 0 for hits; ``score`` and ``similarity`` float32[n] (score is 0 for
-    nodes that were not hits); ``tokens`` int32[n]; edges as indices into the nodes: ``edge_from``, ``edge_to`` int32[m],
-    ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight`` float32[m]. ``snapshot`` is the version of the CSR
-    snapshot that was read; ``truncated`` says that a cap on nodes or edges cut the expansion short.
+    nodes that were not hits); ``tokens`` int32[n]; edges as indices into the nodes: ``edge_from``, ``edge_to``
+    int32[m], ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight`` float32[m]. ``snapshot`` is the version
+    of the CSR snapshot that was read; ``truncated`` says that a cap on nodes or edges cut the expansion short.
     """
 
     node_ids: tuple[str, ...]
@@ -237,9 +236,9 @@ class Route:
     """The routing decision. ``propensity`` is the probability with which all drawn parts were drawn together.
 
     ``probabilities`` maps tier → probability after masking, ``propensities`` maps each drawn part (``"tier"``,
-    ``"context_tokens"``) to its own probability. ``confidence`` in [0, 1] is the calibrated probability that the verdict
-    will reach the threshold. ``hidden`` float32[64] is the session's next state, ``features`` float32[128] what was read.
-    ``reason`` is one of ``router``, ``explored``, ``low_confidence`` (the safe route), ``caller`` (the caller named the tier).
+    ``"context_tokens"``) to its own probability. ``confidence`` in [0, 1] is the calibrated probability that the
+    verdict will reach the threshold. ``hidden`` float32[64] is the session's next state, ``features`` float32[128] what
+    was read. ``reason``: ``router``, ``explored``, ``low_confidence`` (the safe route) or ``caller`` (named the tier).
     """
 
     tier: str
@@ -374,9 +373,12 @@ class Verdict:
 # ---------------------------------------------------------------------------------------------------- JSON
 
 
-@functools.cache
-def _adapter(cls: type[T]) -> TypeAdapter[T]:
-    return TypeAdapter(cls)
+_adapters: dict[type[Any], TypeAdapter[Any]] = {}
+
+
+def _adapter(cls: type[Any]) -> TypeAdapter[Any]:
+    """Building one takes milliseconds, so each is built once."""
+    return _adapters.get(cls) or _adapters.setdefault(cls, TypeAdapter(cls))
 
 
 def encode(value: object) -> bytes:
@@ -386,7 +388,8 @@ def encode(value: object) -> bytes:
 
 def decode(cls: type[T], data: bytes | str) -> T:
     """A ``cls`` from JSON. Raises pydantic's ``ValidationError`` that names every bad field."""
-    return _adapter(cls).validate_json(data)
+    value: T = _adapter(cls).validate_json(data)
+    return value
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:

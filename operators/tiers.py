@@ -1,4 +1,4 @@
-"""What a profile says of a tier and of a model file: read by ``route`` (names, slots, cost) and ``generate`` (the rest)."""
+"""What a profile says of a tier (``route`` reads name, slot and cost, ``generate`` the rest) and of a model file."""
 
 from __future__ import annotations
 

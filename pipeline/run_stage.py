@@ -10,6 +10,7 @@ from pydantic import ValidationError
 
 from conf.schema import Settings
 from operators.base import FLOWING
+from operators.engines.make import make_engine
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.judge import Judge
@@ -116,13 +117,13 @@ def _defaults(query: dict[str, Any]) -> dict[str, Any]:
 async def _judge(trail: Trail, settings: Settings) -> bytes:
     if Interaction not in trail:
         raise Reject("run-stage", "no interaction", 'give one: {"interaction": {…}}')
-    engine = make_engine(settings)
+    job = settings.judge_job
+    model = job.model or settings.tiers[-1].model
+    engine = make_engine(job.engine, model, settings.data_dir / "cache", context_tokens=job.context_tokens)
     judge = Judge(settings.judge, engine)
     try:
-        await engine.start()
         await judge.start()
         (verdict,) = await judge([trail[Interaction]])
     finally:
         await judge.close()
-        await engine.close()
     return encode(verdict)

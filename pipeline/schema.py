@@ -70,7 +70,10 @@ class StreamOptions(_In):
     include_usage: bool = False
 
 
-_CHAT_EXAMPLE = {"model": "auto", "messages": [{"role": "user", "content": "How tall is the Vell lighthouse?"}]}
+_CHAT_EXAMPLE: dict[str, Any] = {
+    "model": "auto",
+    "messages": [{"role": "user", "content": "How tall is the Vell lighthouse?"}],
+}
 
 
 class ChatRequest(_In):
@@ -328,7 +331,7 @@ class Models(_Out):
 class Health(_Out):
     """``checks`` names every part and whether it works."""
 
-    status: Literal["ok", "degraded", "starting"]
+    status: Literal["ok", "degraded", "away"]
     checks: dict[str, bool]
     version: str
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
 import ray
@@ -53,9 +53,9 @@ class StageHost:
         """Run the host's chain for one query."""
         return await self._host.prepare(records)
 
-    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+    async def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """Run ``generate``."""
-        async with contextlib.aclosing(self._host.stream(item)) as pieces:  # type: ignore[type-var]
+        async with contextlib.aclosing(self._host.stream(item)) as pieces:
             async for piece in pieces:
                 yield piece
 
@@ -123,7 +123,7 @@ class ServeBackend:
             timings |= step.timings
         return Step(written=tuple(written), timings=timings)
 
-    async def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+    async def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """The routed tier, or the next one that answers if it fails before its first piece (degraded, named)."""
         order = self._fallbacks(item.route.tier)
         for i, tier in enumerate(order):
@@ -141,7 +141,7 @@ class ServeBackend:
                 if began or i == len(order) - 1:
                     raise
 
-    async def _stream(self, tier: str, item: GenerateInput) -> AsyncIterator[Piece]:
+    async def _stream(self, tier: str, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         response = self._handles[f"generate:{tier}"].options(stream=True).stream.remote(item)
         self._running[tier] += 1
         try:

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import time
 import uuid
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Protocol
 
 from conf.schema import Settings
@@ -50,7 +50,7 @@ class Backend(Protocol):
     async def prepare(self, records: Sequence[Any]) -> Step:
         """Run every stage of the answer path before ``generate``."""
 
-    def stream(self, item: GenerateInput) -> AsyncIterator[Piece]:
+    def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """Run ``generate``; the last piece has the answer."""
 
     async def load(self) -> tuple[TierLoad, ...]:
@@ -124,14 +124,14 @@ class Service:
         trail = {type(item): item for item in step.written}
         return Turn(query=query, session=session, trail=trail, timings=dict(step.timings))
 
-    async def generate(self, turn: Turn) -> AsyncIterator[Piece]:
+    async def generate(self, turn: Turn) -> AsyncGenerator[Piece, None]:
         """Stream the answer of a prepared turn; afterwards the session is advanced and the interaction emitted.
 
         Leaving the iterator early (the client went away) stops the engine; such a turn is no completed interaction.
         """
         began = time.perf_counter()
         pieces = self.backend.stream(GenerateInput(query=turn.query, route=turn.route, context=turn.context))
-        async with contextlib.aclosing(pieces) as stream:  # type: ignore[type-var]
+        async with contextlib.aclosing(pieces) as stream:
             async for piece in stream:
                 if piece.answer is not None:
                     turn.answer = piece.answer

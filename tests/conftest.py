@@ -10,5 +10,6 @@ def inproc(tmp_path_factory):
     """One service of binding ``inproc`` with the documents in its memory, shared by the tests that don't break it."""
     service = Running(tmp_path_factory.mktemp("inproc") / "data", "binding=inproc", "http.port=0").start()
     service.ingest()
+    service.wait_published(3)
     yield service
     assert service.stop() == 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import queue
@@ -11,10 +12,15 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import httpx
 import psutil
+
+from operators.stores.snapshot import SnapshotReader
+from operators.stores.sqlite_log import SqliteLog
+from operators.stores.topics import INTERACTIONS
 
 ROOT = Path(__file__).parents[1]
 READY_S = 180.0
@@ -32,7 +38,7 @@ DOCUMENTS = [
     },
     {
         "source": "brask.txt",
-        "text": "Captain Ilse Brask founded the town of Harrowmere. The town hall of Harrowmere was built by Tove Lind. "
+        "text": "Captain Ilse Brask founded the town of Harrowmere. Tove Lind built the town hall of Harrowmere. "
         "Harrowmere's market is held on Thursdays.",
     },
 ]
@@ -43,6 +49,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def _dead(process: psutil.Process) -> bool:
+    """Gone, or a zombie that nobody reaps (in containers whose first process doesn't)."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
 
 
 class Running:
@@ -63,6 +77,7 @@ class Running:
 
     def start(self) -> Running:
         self._errors = self.log.open("ab")
+        self.lines.clear()
         self.process = subprocess.Popen(
             [*self.command("serve"), "--json"],
             cwd=ROOT,
@@ -80,6 +95,7 @@ class Running:
             found.put(None)
 
         threading.Thread(target=read, daemon=True).start()
+        self._found = found
         end = time.monotonic() + READY_S
         while not self.url:
             line = found.get(timeout=max(0.1, end - time.monotonic()))
@@ -93,6 +109,46 @@ class Running:
         self.http = httpx.Client(base_url=self.url, timeout=120, trust_env=False)
         return self
 
+    def lines_until(self, key: str) -> list[dict]:
+        """What it printed, up to a line that has ``key``."""
+        while not any(key in line for line in self.lines):
+            line = self._found.get(timeout=30)
+            assert line is not None, f"it ended without a line that has {key!r}"
+            self.lines.append(line)
+        return self.lines
+
+    def wait_ready(self) -> None:
+        """Return once every part of it works."""
+        self._until(lambda: self.http.get("/readyz").json()["status"] == "ok", "ready")
+
+    def emitted(self) -> list[str]:
+        """Interaction ids that are in the event log."""
+        with contextlib.closing(SqliteLog(self.data_dir / "events.sqlite")) as log:
+            log.open()
+            partitions = range(log.topics()[INTERACTIONS])
+            events = [event for p in partitions for event in log.read(INTERACTIONS, p, 0, 10_000)]
+        return [json.loads(event.value)["interaction_id"] for event in events]
+
+    def wait_event(self, interaction_id: str) -> None:
+        """Return once the interaction is in the event log."""
+        self._until(lambda: interaction_id in self.emitted(), f"event of {interaction_id}")
+
+    def wait_published(self, nodes: int, tenant: str = "default") -> None:
+        """Return once the graph's snapshot shows so many nodes."""
+
+        def shown() -> int:
+            current = SnapshotReader(self.data_dir / "memory" / "snapshots" / tenant).current()
+            return current.manifest["nodes"] if current else 0
+
+        self._until(lambda: shown() >= nodes, f"snapshot of {nodes} nodes")
+
+    def _until(self, condition: Callable[[], bool], what: str) -> None:
+        end = time.monotonic() + READY_S
+        while not condition():
+            assert time.monotonic() < end, f"no {what} within {READY_S} s"
+            self.process.poll()
+            threading.Event().wait(0.05)
+
     def stop(self) -> int:
         """End it as a user would; returns the exit code."""
         family = self.family()
@@ -104,9 +160,14 @@ class Running:
     def kill(self) -> None:
         """SIGKILL, as a crash would."""
         family = self.family()
+        # Ray's two agents notice the death of their node, but take a minute over telling it to a server that is gone.
+        agents = [p for p in family if p.name().startswith(("ray::DashboardA", "ray::RuntimeEnv"))]
         self.process.kill()
         self.process.wait(30)
-        self._gone(family)
+        self._gone([process for process in family if process not in agents])
+        for agent in agents:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                agent.kill()
 
     def family(self) -> list[psutil.Process]:
         me = psutil.Process(self.process.pid)
@@ -116,10 +177,15 @@ class Running:
         self.http.close()
         self.process.stdout.close()
         self._errors.close()
-        _, alive = psutil.wait_procs(family, timeout=60)
+        end = time.monotonic() + 60
+        alive = family
+        while alive and time.monotonic() < end:
+            _, alive = psutil.wait_procs(alive, timeout=0.2)
+            alive = [process for process in alive if not _dead(process)]
+        names = [process.name() for process in alive]
         for process in alive:
             process.kill()
-        assert not alive, f"processes outlived the service: {[(p.pid, p.cmdline()[:3]) for p in alive]}"
+        assert not alive, f"processes outlived the service: {names}"
         self.url = ""
 
     def ingest(self) -> dict:

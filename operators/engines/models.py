@@ -45,6 +45,19 @@ def resolve(model: ModelFile, cache_dir: Path) -> Path:
     return path
 
 
+def inspect(model: ModelFile, cache_dir: Path) -> dict[str, Any]:
+    """What ``models list`` shows: ``id``, ``licence``, ``path``, ``bytes``, and ``state``, ``ok`` or what is wrong."""
+    facts: dict[str, Any] = {"id": model.id, "licence": model.licence, "path": "", "bytes": 0, "state": "ok"}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            path = resolve(model, cache_dir)
+    except Stop as error:
+        return {**facts, "state": error.got}
+    state = "ok" if model.sha256 != "unchecked" else "unchecked"
+    return {**facts, "path": str(path), "bytes": path.stat().st_size, "state": state}
+
+
 def _locate(model: ModelFile, memory: dict[str, Any]) -> Path:
     """Where the file is. A function's result is remembered: some assemble and hash hundreds of MB at every call."""
     who = f"model {model.id}"

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from operators.records import F32, FinishReason, I32, record
+from operators.records import F32, I32, FinishReason, record
 
 
 @record
@@ -109,7 +109,7 @@ class Encoder(Protocol):
         """Load the weights. Raises ``Stop`` if they are missing or not what the manifest says."""
 
     async def encode(self, texts: Sequence[str], *, query: bool) -> Encoded:
-        """Vectors for ``texts`` in their order; ``query`` picks the prefix for models that tell queries from documents."""
+        """Vectors for ``texts`` in their order; ``query`` picks the prefix, for models that have two."""
 
     def count(self, text: str) -> int:
         """Tokens of ``text`` without special tokens; never truncates."""

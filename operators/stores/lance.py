@@ -73,7 +73,7 @@ class LanceStore:
 
     def open(self) -> None:
         """Load the library and make the directory. Raises ``Stop`` when it can't be used."""
-        os.environ.setdefault("LANCE_LOG", "error")  # before the import: the library reads it once
+        os.environ.setdefault("LANCEDB_LOG", "error")  # before the import: the library reads it once
         import lancedb
 
         with self._door():

@@ -38,7 +38,7 @@ class Node:
 
 @record
 class Edge:
-    """One directed edge. (``source_id``, ``target_id``, ``relation``) is its identity; writing it again updates the weight."""
+    """One directed edge. Its ends and relation are its identity; writing it again updates the weight."""
 
     source_id: str
     target_id: str
@@ -63,8 +63,8 @@ class SearchRequest:
 class Subgraph:
     """What lies around some seed nodes: n nodes, the ``seeds`` known ones first in the order asked, m edges.
 
-    Fields as in ``Neighbourhood``: ``vectors`` float32[n, dim], ``tokens`` and ``hop`` int32[n], edges as indices into the
-    nodes. ``snapshot`` is the version read, 0 if nothing was ever published. Unknown seeds are left out.
+    Fields as in ``Neighbourhood``: ``vectors`` float32[n, dim], ``tokens`` and ``hop`` int32[n], edges as indices into
+    the nodes. ``snapshot`` is the version read, 0 if nothing was ever published. Unknown seeds are left out.
     """
 
     node_ids: tuple[str, ...]
@@ -140,8 +140,8 @@ class GraphStore(Protocol):
 
 @record
 class Event:
-    """One event of a topic. ``key`` orders: events with equal keys share a partition. ``headers`` are CloudEvents attributes
-    and ``traceparent``. ``timestamp`` is Unix seconds at append."""
+    """One event of a topic. ``key`` orders: events with equal keys share a partition. ``headers`` are CloudEvents
+    attributes and ``traceparent``. ``timestamp`` is Unix seconds at append."""
 
     topic: str
     partition: int

@@ -184,21 +184,16 @@ class SqliteLog:
         went = 0
         for partition in range(self._count(topic)):
             with self._write() as db:
-                keep_from = 0
                 at = (topic, partition)
-                if max_events is not None:
-                    keep_from = db.execute(
-                        'SELECT coalesce(max("offset") + 1, 0) - ? FROM events WHERE topic = ? AND partition = ?',
-                        (max_events, *at),
-                    ).fetchone()[0]
+                ends = db.execute("SELECT next_offset FROM ends WHERE topic = ? AND partition = ?", at).fetchone()
+                end = ends[0] if ends else 0
+                keep_from = 0 if max_events is None else end - max_events
                 if max_age_s is not None:
-                    first_young = db.execute(
-                        "SELECT coalesce("
-                        '(SELECT "offset" FROM events WHERE topic = ?1 AND partition = ?2 AND timestamp >= ?3 '
-                        'ORDER BY "offset" LIMIT 1), '
-                        '(SELECT max("offset") + 1 FROM events WHERE topic = ?1 AND partition = ?2), 0)',
-                        (*at, self._clock() - max_age_s),
-                    ).fetchone()[0]
+                    (first_young,) = db.execute(
+                        'SELECT coalesce(min("offset"), ?) FROM events '
+                        "WHERE topic = ? AND partition = ? AND timestamp >= ?",
+                        (end, *at, self._clock() - max_age_s),
+                    ).fetchone()
                     keep_from = max(keep_from, first_young)
                 went += db.execute(
                     'DELETE FROM events WHERE topic = ? AND partition = ? AND "offset" < ?', (*at, keep_from)

@@ -113,7 +113,8 @@ class Scripted:
 
 
 async def scripted(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted], **config: Any) -> Generate:
-    monkeypatch.setattr(generate, "make", lambda tier, cache_dir: engines[tier.name])
+    in_order = iter(engines.values())  # tiers load smallest first, as the engines stand here
+    monkeypatch.setattr(generate, "make_engine", lambda *args, **window: next(in_order))
     made = Generate(Generate.Config(**config), [tier(name, i) for i, name in enumerate(engines)], Path("unused"))
     await made.start()
     return made
@@ -200,7 +201,8 @@ async def test_every_tier_failing_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_tiers_that_cannot_load_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = {"s": Scripted(["ok"]), "l": Scripted([], broken=True)}
-    monkeypatch.setattr(generate, "make", lambda tier, cache_dir: engines[tier.name])
+    in_order = iter(engines.values())  # tiers load smallest first, as the engines stand here
+    monkeypatch.setattr(generate, "make_engine", lambda *args, **window: next(in_order))
     seen: list[tuple[str, str]] = []
     tiers = [tier("l", 1), tier("s", 0)]
     stage = Generate(Generate.Config(), tiers, Path("unused"), lambda *state: seen.append(state))

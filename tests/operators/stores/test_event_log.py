@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import pickle
 import sqlite3
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
@@ -15,28 +12,14 @@ from operators.errors import Reject, Retry, Stop
 from operators.stores import topics
 from operators.stores.ports import EventLog
 from operators.stores.sqlite_log import SqliteLog
-
-
-def _kit() -> ModuleType:
-    """The kit beside this file; tests/ is not a package, so it is loaded by its path, once."""
-    name = "event_log_kit"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-        assert spec is not None
-        assert spec.loader is not None
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-kit = _kit()
+from tests.operators.stores.event_log_kit import Clock, EventLogKit
 
 SUBJECTS = {
     "sqlite": lambda directory, clock: SqliteLog(directory / "events.db", clock=clock),
 }
 
 
-class TestEventLogs(kit.EventLogKit):  # type: ignore[misc, name-defined]
+class TestEventLogs(EventLogKit):
     @pytest.fixture(params=SUBJECTS)
     def subject(self, request: pytest.FixtureRequest) -> object:
         return SUBJECTS[request.param]
@@ -146,7 +129,7 @@ def test_a_closed_log_says_so(path: Path) -> None:
 
 
 def test_retention_by_age_stops_at_the_first_young_event_when_the_clock_went_back(path: Path) -> None:
-    clock = kit.Clock()
+    clock = Clock()
     log = opened(path, clock=clock)
     log.create_topic("t", 1)
     for clock.now in (100.0, 900.0, 200.0):

@@ -422,11 +422,14 @@ for i in range(10_000):
 
 
 def test_acknowledged_nodes_survive_kill_9(tmp_path: Path, make: Any) -> None:
-    with subprocess.Popen([sys.executable, "-c", WRITER, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writer:
+    command, pipe = [sys.executable, "-c", WRITER, str(tmp_path)], subprocess.PIPE
+    with subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True) as writer:
         assert writer.stdout is not None
+        assert writer.stderr is not None
         acknowledged = [int(writer.stdout.readline()) for _ in range(3)]
         writer.send_signal(signal.SIGKILL)
         acknowledged += [int(line) for line in writer.stdout.read().split("\n") if line.strip()]
+        assert writer.stderr.read() == ""  # LanceDB's log is quiet
     assert writer.returncode == -signal.SIGKILL
     assert acknowledged[:3] == [0, 1, 2]
     store = make()

@@ -1,0 +1,196 @@
+"""The same graph in one process and on Ray Serve, fused and by the stage: same answers, nothing but loopback."""
+
+import ipaddress
+import json
+
+import grpc
+import httpx
+import openai
+import psutil
+import pytest
+
+from tests.service import DOCUMENTS, Running, free_port
+
+pytestmark = pytest.mark.slow
+
+QUESTIONS = [
+    ("How tall is the Vell lighthouse?", {}),
+    ("What does the quorl eat?", {}),
+    ("Who founded the town of Harrowmere, and on which day of the week is its market held?", {}),
+    ("Write a Python function that adds two numbers.", {}),
+    ("How tall is the Vell lighthouse?", {"model": "270M"}),
+    ("When was the lamp lit for the first time?", {"model": "135M", "max_tokens": 5}),
+]
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """Binding ``inproc`` with exactly the same memory; the shared fixture's has what other tests added."""
+    service = Running(tmp_path_factory.mktemp("plain") / "data", "binding=inproc", "http.port=0").start()
+    service.ingest()
+    service.wait_published(len(DOCUMENTS))
+    yield service
+    assert service.stop() == 0
+
+
+@pytest.fixture(scope="module")
+def expected(plain):
+    return [comparable(plain.ask(question, **rest)) for question, rest in QUESTIONS]
+
+
+def comparable(answer):
+    """What must not depend on where the stages run."""
+    route = answer["ruvllm"]["route"]
+    return {
+        "text": answer["choices"][0]["message"]["content"],
+        "finish": answer["choices"][0]["finish_reason"],
+        "usage": {key: answer["usage"][key] for key in ("prompt_tokens", "completion_tokens")},
+        "tier": answer["model"],
+        "context_tokens": route["context_tokens"],
+        "confidence": pytest.approx(route["confidence"], abs=1e-4),
+        "citations": [citation["source"] for citation in answer["ruvllm"]["citations"]],
+        "degraded": answer["ruvllm"]["degraded"],
+    }
+
+
+def serve(data_dir, plan):
+    return Running(
+        data_dir, "binding=serve", f"plan={plan}", f"http.port={free_port()}", f"ray.dashboard_port={free_port()}"
+    ).start()
+
+
+@pytest.fixture(scope="module")
+def fused(tmp_path_factory):
+    service = serve(tmp_path_factory.mktemp("fused") / "data", "fused")
+    service.ingest()
+    service.wait_published(len(DOCUMENTS))
+    yield service
+    assert service.stop() == 0
+
+
+def test_fused_gives_the_same_answers(fused, expected):
+    assert [comparable(fused.ask(question, **rest)) for question, rest in QUESTIONS] == expected
+
+
+def test_everything_listens_on_loopback_or_asks_for_a_token(fused):
+    open_to_all, seen = [], set()
+    for process in fused.family():
+        for connection in process.net_connections(kind="inet"):
+            if connection.status == psutil.CONN_LISTEN:
+                seen.add(process.name())
+                address = ipaddress.ip_address(connection.laddr.ip)
+                if not (getattr(address, "ipv4_mapped", None) or address).is_loopback:
+                    open_to_all.append((process.name(), connection.laddr.port))
+    assert any("haproxy" in name for name in seen), seen  # the observation sees what it must
+    # What is left are the replicas' gRPC ports, which Serve binds to every interface (README, "What listens").
+    assert all(name.startswith("ray::ServeReplica") for name, _ in open_to_all), open_to_all
+    assert open_to_all
+    for _, port in open_to_all:
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                call(b"", timeout=20)
+            assert refused.value.code() == grpc.StatusCode.UNAUTHENTICATED, refused.value
+
+
+def test_the_dashboard_asks_for_the_token(fused):
+    dashboard = next(line["dashboard"] for line in fused.lines_until("dashboard") if "dashboard" in line)
+    token = (fused.data_dir / "ray-token").read_text()
+    assert (fused.data_dir / "ray-token").stat().st_mode & 0o777 == 0o600
+    with httpx.Client(base_url=dashboard, trust_env=False, timeout=30) as client:
+        assert client.get("/api/cluster_status").status_code in (401, 403)
+        assert client.get("/api/cluster_status", headers={"authorization": f"Bearer {token}"}).status_code == 200
+
+
+def test_streams_and_errors_pass_through_haproxy(fused):
+    with openai.OpenAI(base_url=f"{fused.url}/v1", api_key="none", max_retries=0) as client:
+        stream = client.chat.completions.create(
+            model="auto",
+            messages=[{"role": "user", "content": QUESTIONS[0][0]}],
+            temperature=0,
+            stream=True,
+        )
+        chunks = list(stream)
+        assert "41" in "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+        assert chunks[-1].ruvllm["citations"][0]["source"] == "vell.txt"
+        with pytest.raises(openai.NotFoundError):
+            client.chat.completions.create(model="gpt-9", messages=[{"role": "user", "content": "hi"}])
+        with pytest.raises(openai.BadRequestError, match="temperature"):
+            client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "hi"}], temperature=-1)
+
+
+def test_documents_search_embeddings_and_models(fused, plain):
+    assert fused.ingest()["added"] == 0
+    for path, body in (
+        ("/v1/memory/search", {"query": "who built the town hall", "k": 3}),
+        ("/v1/embeddings", {"input": ["a lighthouse"]}),
+    ):
+        ours, theirs = (service.http.post(path, json=body).json() for service in (fused, plain))
+        if "hits" in ours:
+            assert [hit["text"] for hit in ours["hits"]][:1] == [hit["text"] for hit in theirs["hits"]][:1]
+        else:
+            assert ours["data"][0]["embedding"] == pytest.approx(theirs["data"][0]["embedding"], abs=1e-5)
+    assert [model["available"] for model in fused.http.get("/v1/models").json()["data"]] == [True] * 3
+
+
+def test_a_killed_generator_is_covered_by_the_other_tier_and_comes_back(fused):
+    def generator():
+        names = {p: p.name() + " ".join(p.cmdline()) for p in fused.family() if p.status() != psutil.STATUS_ZOMBIE}
+        return next((p for p, name in names.items() if "Generator-270M" in name), None)
+
+    victim = generator()
+    assert victim is not None
+    assert victim.is_running()
+    victim.kill()
+    psutil.wait_procs([victim], timeout=30)
+    answer = fused.ask(QUESTIONS[0][0], model="270M")
+    if answer["model"] == "270M":
+        assert generator() is not None  # Serve was quicker than we
+    else:
+        assert answer["model"] == "135M"
+        assert "tier:270M→135M" in answer["ruvllm"]["degraded"]
+    fused.wait_ready()
+    assert fused.ask(QUESTIONS[0][0], model="270M")["model"] == "270M"
+
+
+def test_kill_9_during_a_stream_loses_nothing_acknowledged(fused):
+    """Last of the fused tests: it kills the service and starts it again on the same data."""
+    before = fused.ask(QUESTIONS[0][0])["ruvllm"]["interaction_id"]
+    fused.wait_event(before)
+    added = fused.http.post(
+        "/v1/documents", json={"documents": [{"text": "The mirkle sings at noon.", "source": "mirkle.txt"}]}
+    ).json()
+    assert added["added"] == 1
+    body = {
+        "messages": [{"role": "user", "content": "Tell me a long story."}],
+        "model": "135M",
+        "max_tokens": 1000,
+        "stream": True,
+    }
+
+    def kill_once_it_speaks():
+        with fused.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            for line in response.iter_lines():
+                if line.startswith("data: ") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
+                    fused.kill()
+
+    with pytest.raises(httpx.TransportError):
+        kill_once_it_speaks()
+    fused.start()
+    assert before in fused.emitted()
+    hits = fused.http.post("/v1/memory/search", json={"query": "what does the mirkle do", "k": 1}).json()["hits"]
+    assert hits[0]["source"] == "mirkle.txt"
+    assert fused.ingest()["added"] == 0
+    assert "41" in fused.ask(QUESTIONS[0][0])["choices"][0]["message"]["content"]
+
+
+def test_one_deployment_a_stage_gives_the_same_answers(tmp_path, expected):
+    service = serve(tmp_path / "data", "per_stage")
+    try:
+        assert service.ingest()["added"] == len(DOCUMENTS)
+        service.wait_published(len(DOCUMENTS))
+        assert [comparable(service.ask(question, **rest)) for question, rest in QUESTIONS] == expected
+        checks = service.http.get("/readyz").json()["checks"]
+        assert {"embed", "search", "expand", "route", "attend"} <= set(checks)
+    finally:
+        assert service.stop() == 0
