@@ -14,7 +14,7 @@ help:
 	@echo "make test     set up and run the tests"
 	@echo "make check    format, lint, types, import contracts, tests"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
-	@echo "make docs     regenerate docs/configuration.md and docs/openapi.json"
+	@echo "make docs     regenerate docs/configuration.md"
 	@echo "make lock     resolve the pinned versions anew"
 
 serve: install
