@@ -46,6 +46,10 @@ $(VENV)/.installed-dev: requirements/dev.lock requirements/models.lock pyproject
 	$(call install_lock,requirements/dev.lock)
 	@touch $@ $(VENV)/.installed
 
+$(VENV)/.installed-bench: requirements/bench.lock requirements/models.lock pyproject.toml | $(BIN)/python
+	$(call install_lock,requirements/bench.lock)
+	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
+
 check: install-dev lint types contracts test
 
 format: install-dev
@@ -65,7 +69,7 @@ contracts: install-dev
 test: install-dev
 	$(BIN)/pytest
 
-bench: install-dev
+bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench
 
 docs: install-dev
@@ -73,7 +77,8 @@ docs: install-dev
 
 lock:
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q "pip<26" pip-tools==7.6.2
-	for set in base dev; do build/lock/bin/pip-compile -q $$([ $$set = dev ] && echo --extra dev) --strip-extras \
+	for set in bench dev base; do build/lock/bin/pip-compile -q --strip-extras \
+	  $$(case $$set in bench) echo --extra dev --extra bench;; dev) echo --extra dev;; esac) \
 	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
 	  sed -i '/^torch==/d' requirements/$$set.lock; done

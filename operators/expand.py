@@ -6,6 +6,7 @@ that is newer than the snapshot stays as a node without edges.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -37,7 +38,11 @@ class ExpandInput:
 
 
 class Expand(Operator[ExpandInput, Neighbourhood]):
-    """The neighbourhood of every query's hits. ``unavailable`` counts the queries whose graph was away."""
+    """The neighbourhood of every query's hits. ``unavailable`` counts the queries whose graph was away.
+
+    ``vectors=False`` leaves the nodes' vectors out (float32[n, 0]): only a trained attention reads them, and they are
+    most of what a hop to another process carries.
+    """
 
     name = "expand"
 
@@ -53,10 +58,11 @@ class Expand(Operator[ExpandInput, Neighbourhood]):
         decay: float = Field(0.7, gt=0, lt=1)
         """A node counts this much less per hop when a cap decides which nodes stay."""
 
-    def __init__(self, config: Config, memory: Expands) -> None:
+    def __init__(self, config: Config, memory: Expands, *, vectors: bool = True) -> None:
         super().__init__()
         self.config = config
         self.memory = memory
+        self.vectors = vectors
         self.unavailable = 0
 
     async def run(self, batch: Sequence[ExpandInput]) -> list[Neighbourhood]:
@@ -84,7 +90,8 @@ class Expand(Operator[ExpandInput, Neighbourhood]):
             except Retry:
                 self.unavailable += 1
                 degraded = ("graph",)
-        return _join(item, ids, around, room, cut, degraded)
+        joined = _join(item, ids, around, room, cut, degraded)
+        return joined if self.vectors else dataclasses.replace(joined, vectors=joined.vectors[:, :0])
 
 
 def _join(

@@ -193,15 +193,21 @@ class Hits:
     mode: Literal["hybrid", "vector", "text"]
     degraded: tuple[str, ...] = ()
 
+    @classmethod
+    def none(cls, *degraded: str) -> Hits:
+        """Nothing found, with what is away."""
+        return cls(hits=(), vectors=np.zeros((0, 0), np.float32), mode="hybrid", degraded=degraded)
+
 
 @record
 class Neighbourhood:
     """The subgraph around the hits: n nodes (the hits first, in their order), m edges.
 
-    ``vectors`` float32[n, dim]; ``hop`` int32[n], 0 for hits; ``score`` and ``similarity`` float32[n] (score is 0 for
-    nodes that were not hits); ``tokens`` int32[n]; edges as indices into the nodes: ``edge_from``, ``edge_to``
-    int32[m], ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight`` float32[m]. ``snapshot`` is the version
-    of the CSR snapshot that was read; ``truncated`` says that a cap on nodes or edges cut the expansion short.
+    ``vectors`` float32[n, dim], or [n, 0] where nobody reads them; ``hop`` int32[n], 0 for hits; ``score`` and
+    ``similarity`` float32[n] (score is 0 for nodes that were not hits); ``tokens`` int32[n]; edges as indices into the
+    nodes: ``edge_from``, ``edge_to`` int32[m], ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight``
+    float32[m]. ``snapshot`` is the version of the CSR snapshot that was read; ``truncated`` says that a cap on nodes or
+    edges cut the expansion short.
     """
 
     node_ids: tuple[str, ...]
@@ -220,6 +226,29 @@ class Neighbourhood:
     snapshot: int
     truncated: bool
     degraded: tuple[str, ...] = ()
+
+    @classmethod
+    def none(cls, *degraded: str) -> Neighbourhood:
+        """No node, with what is away."""
+        reals, integers = np.zeros(0, np.float32), np.zeros(0, np.int32)
+        return cls(
+            node_ids=(),
+            kinds=(),
+            texts=(),
+            sources=(),
+            vectors=np.zeros((0, 0), np.float32),
+            hop=integers,
+            score=reals,
+            similarity=reals,
+            tokens=integers,
+            edge_from=integers,
+            edge_to=integers,
+            edge_relation=np.zeros(0, np.int8),
+            edge_weight=reals,
+            snapshot=0,
+            truncated=False,
+            degraded=degraded,
+        )
 
 
 @record

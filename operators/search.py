@@ -51,6 +51,8 @@ class Search(Operator[SearchInput, Hits]):
         """``hybrid`` fuses full-text and vector ranks; the other two are for comparison."""
         min_similarity: float = Field(-1.0, ge=-1.0, le=1.0)
         """Hits below this cosine are dropped unless the text matched too; -1 keeps all."""
+        away_after_s: float = Field(2.0, gt=0)
+        """Seconds after which a memory in another process counts as away, and the answer goes on without context."""
         threads: int = Field(2, ge=1, le=64)
         """Threads that wait for the store; more run that many searches at a time."""
 

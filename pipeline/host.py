@@ -13,6 +13,8 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from conf.schema import Settings
 from operators.attend import Attend
 from operators.base import Operator
@@ -29,7 +31,7 @@ from operators.search import Search, SearchInput
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
 from operators.stores.memory import Added, Memory
-from operators.stores.ports import Node
+from operators.stores.ports import Node, SearchRequest
 from operators.stores.sqlite_log import SqliteLog
 from operators.stores.topics import create_topics
 from pipeline.emit import Emitter
@@ -94,7 +96,8 @@ class Host:
             return Search(settings.search, self._memory)
         if name == "expand":
             # Alone in its process it reads the snapshots that the owner of the memory publishes.
-            return Expand(settings.expand, self._memory or make_memory(settings))
+            attention = bool(settings.attend.checkpoint) and settings.attend.ranking != "similarity"
+            return Expand(settings.expand, self._memory or make_memory(settings), vectors=attention)
         if name == "route":
             return Router(settings.route, settings.tiers)
         if name == "attend":
@@ -110,6 +113,12 @@ class Host:
             await self._embed.texts(["warm"], query=True)
         if "route" in self._names:
             await asyncio.to_thread(projection, self.settings.embed.output_dim)
+        if self._memory is not None:
+            vector = np.zeros(self.settings.embed.output_dim, np.float32)
+            vector[0] = 1.0
+            for tenant in self._memory.vectors.tenants():  # a tenant's first search loads it: seconds for a large one
+                request = SearchRequest(tenant=tenant, text="warm", vector=vector, k=1)
+                await asyncio.to_thread(self._memory.search, request)
 
     async def prepare(self, records: Sequence[Any]) -> Step:
         """Run this host's stages, ``generate`` excepted, for one query."""

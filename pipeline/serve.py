@@ -25,7 +25,7 @@ from operators.engines.ports import Encoded
 from operators.errors import Retry, RuvError, Stop
 from operators.generate import GenerateInput
 from operators.ingest import Document
-from operators.records import Embedded, Hits, Piece, Query, TierLoad
+from operators.records import Embedded, Hits, Neighbourhood, Piece, Query, TierLoad
 from operators.search import SearchInput
 from operators.stores.memory import Added
 from operators.stores.ports import Node
@@ -36,6 +36,7 @@ from pipeline.service import Service
 
 T = TypeVar("T")
 APP = "ruvllm"
+_WITHOUT: dict[str, Any] = {"search": Hits.none("memory"), "expand": Neighbourhood.none("memory")}
 POLL_S = 1.0
 """Seconds between two looks at which tiers can serve."""
 
@@ -93,6 +94,7 @@ class ServeBackend:
         self._chains = chains[:-1]
         self._handles = handles
         self._tiers = [tier.name for tier in settings.tiers]
+        self._away_after_s = settings.search.away_after_s
         self._local = Host(LOCAL_TO_GATEWAY, settings) if LOCAL_TO_GATEWAY in chains else None
         self._needs = {chain: needs(chain) for chain in self._chains}
         self._available = dict.fromkeys(self._tiers, False)
@@ -116,12 +118,22 @@ class ServeBackend:
             if chain == LOCAL_TO_GATEWAY and self._local is not None:
                 step = await self._local.prepare(wanted)
             else:
-                step = await _translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
+                step = await self._remote(chain, wanted)
             for item in step.written:
                 trail[type(item)] = item
             written += step.written
             timings |= step.timings
         return Step(written=tuple(written), timings=timings)
+
+    async def _remote(self, chain: tuple[str, ...], wanted: Sequence[Any]) -> Step:
+        call: Awaitable[Step] = _translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
+        if not set(chain) <= _WITHOUT.keys():
+            return await call
+        try:
+            return await asyncio.wait_for(call, self._away_after_s)
+        except (Retry, TimeoutError):
+            # Memory away costs the answer its context, and nothing else.
+            return Step(written=tuple(_WITHOUT[stage] for stage in chain), timings=dict.fromkeys(chain, 0.0))
 
     async def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """The routed tier, or the next one that answers if it fails before its first piece (degraded, named)."""

@@ -153,6 +153,23 @@ def test_a_killed_generator_is_covered_by_the_other_tier_and_comes_back(fused):
     assert fused.ask(QUESTIONS[0][0], model="270M")["model"] == "270M"
 
 
+def test_without_its_memory_it_answers_without_context_and_says_so(fused):
+    (memory,) = [p for p in fused.family() if "ServeReplica:ruvllm:Memory" in " ".join([p.name(), *p.cmdline()])]
+    assert "41" in fused.ask(QUESTIONS[0][0])["choices"][0]["message"]["content"]
+    memory.suspend()
+    try:
+        answer = fused.ask(QUESTIONS[0][0])
+    finally:
+        memory.resume()
+    assert answer["ruvllm"]["degraded"] == ["memory"]
+    assert answer["ruvllm"]["citations"] == []
+    assert "41" not in answer["choices"][0]["message"]["content"]
+    fused.wait_ready()
+    again = fused.ask(QUESTIONS[0][0])
+    assert again["ruvllm"]["degraded"] == []
+    assert "41" in again["choices"][0]["message"]["content"]
+
+
 def test_kill_9_during_a_stream_loses_nothing_acknowledged(fused):
     """Last of the fused tests: it kills the service and starts it again on the same data."""
     before = fused.ask(QUESTIONS[0][0])["ruvllm"]["interaction_id"]
