@@ -157,7 +157,7 @@ def main() -> None:
     parser.add_argument("--parent", type=int, help="end when this process does")
     given = parser.parse_args()
     if given.parent is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; a kill at any moment is safe
         if os.getppid() != given.parent:  # it ended before we asked
             return
     try:

@@ -121,17 +121,22 @@ class Running:
         """Return once every part of it works."""
         self._until(lambda: self.http.get("/readyz").json()["status"] == "ok", "ready")
 
-    def emitted(self) -> list[str]:
-        """Interaction ids that are in the event log."""
+    def events(self, topic: str) -> list[dict]:
+        """The values of all events of ``topic``."""
         with contextlib.closing(SqliteLog(self.data_dir / "events.sqlite")) as log:
             log.open()
-            partitions = range(log.topics()[INTERACTIONS])
-            events = [event for p in partitions for event in log.read(INTERACTIONS, p, 0, 10_000)]
-        return [json.loads(event.value)["interaction_id"] for event in events]
+            partitions = range(log.topics()[topic])
+            events = [event for p in partitions for event in log.read(topic, p, 0, 10_000)]
+        return [json.loads(event.value) for event in events]
 
-    def wait_event(self, interaction_id: str) -> None:
-        """Return once the interaction is in the event log."""
-        self._until(lambda: interaction_id in self.emitted(), f"event of {interaction_id}")
+    def emitted(self, topic: str = INTERACTIONS) -> list[str]:
+        """Interaction ids in ``topic``."""
+        return [event["interaction_id"] for event in self.events(topic)]
+
+    def wait_event(self, interaction_id: str, topic: str = INTERACTIONS) -> dict:
+        """The interaction's event in ``topic``, as soon as it is there."""
+        self._until(lambda: interaction_id in self.emitted(topic), f"event of {interaction_id} in {topic}")
+        return next(event for event in self.events(topic) if event["interaction_id"] == interaction_id)
 
     def wait_published(self, nodes: int, tenant: str = "default") -> None:
         """Return once the graph's snapshot shows so many nodes."""

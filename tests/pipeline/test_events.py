@@ -1,0 +1,80 @@
+"""What leaves a running service for learning: the interaction after the answer, and the judge's verdict after that."""
+
+import json
+
+import httpx
+import psutil
+import pytest
+
+from operators.records import Interaction, Verdict, decode
+from operators.stores.topics import INTERACTIONS, JUDGEMENTS
+from tests.service import Running
+
+pytestmark = pytest.mark.slow
+QUESTION = "How tall is the Vell lighthouse?"
+
+
+def test_a_completed_turn_is_emitted_whole(inproc):
+    answer = inproc.ask(QUESTION, user="emitted")
+    event = decode(Interaction, json.dumps(inproc.wait_event(answer["ruvllm"]["interaction_id"])))
+    assert event.query == QUESTION
+    assert event.answer == answer["choices"][0]["message"]["content"]
+    assert event.route.tier == answer["model"]
+    assert event.route.features.shape == (128,)
+    assert [p.node_id for p in event.context] == [c["node_id"] for c in answer["ruvllm"]["citations"]]
+    assert (event.session, event.turn, event.tenant) == ("emitted", 0, "default")
+    assert not event.hidden.any()
+    second = inproc.ask(QUESTION, user="emitted")["ruvllm"]["interaction_id"]
+    following = decode(Interaction, json.dumps(inproc.wait_event(second)))
+    assert following.turn == 1
+    assert (following.hidden == event.route.hidden).all()
+
+
+def test_the_judge_rates_it_in_the_background(inproc):
+    interaction = inproc.ask(QUESTION)["ruvllm"]["interaction_id"]
+    verdict = decode(Verdict, json.dumps(inproc.wait_event(interaction, JUDGEMENTS)))
+    assert verdict.status == "judged"
+    assert 0 < verdict.score < 1
+    assert 0 < verdict.uncertainty <= 1
+    assert sum(verdict.probabilities.values()) == pytest.approx(1, abs=1e-6)
+    assert verdict.judge == "gemma-3-270m/few_shot"
+
+
+def test_an_abandoned_stream_is_no_interaction(inproc):
+    body = {"model": "135M", "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 500}
+    with inproc.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+        interaction = response.headers["x-ruvllm-interaction-id"]
+        next(line for line in response.iter_lines() if line)
+    finished = inproc.ask(QUESTION)["ruvllm"]["interaction_id"]
+    inproc.wait_event(finished)
+    assert interaction not in inproc.emitted()
+
+
+def test_kill_9_keeps_what_was_acknowledged_and_the_judge_goes_with_it(tmp_path):
+    """Binding inproc; the same for Ray Serve is in test_bindings."""
+    service = Running(tmp_path / "data", "binding=inproc", "http.port=0").start()
+    service.ingest()
+    asked = service.ask(QUESTION)["ruvllm"]["interaction_id"]
+    service.wait_event(asked)
+    judge = psutil.Process(next(line["judge"] for line in service.lines if "judge" in line))
+    assert judge.is_running()
+    body = {"model": "135M", "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 900}
+
+    def kill_once_it_speaks():
+        with service.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
+            for line in response.iter_lines():
+                if '"content": "' in line.replace('":"', '": "'):
+                    service.kill()
+
+    with pytest.raises(httpx.TransportError):
+        kill_once_it_speaks()
+    assert not judge.is_running() or judge.status() == psutil.STATUS_ZOMBIE
+    service.start()
+    try:
+        assert asked in service.emitted(INTERACTIONS)
+        assert service.ingest()["added"] == 0
+        assert "41" in service.ask(QUESTION)["choices"][0]["message"]["content"]
+        service.wait_event(asked, JUDGEMENTS)
+        assert service.emitted(JUDGEMENTS).count(asked) == 1
+    finally:
+        assert service.stop() == 0
