@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -82,6 +83,7 @@ async def _inproc_main(settings: Settings, say: Say, began: float) -> None:
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((settings.http.host, settings.http.port))
+    listener.listen(2048)  # before it is announced: who connects at once waits a moment instead of being refused
     app = create_app(Service(settings, backend, emitter))
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
@@ -115,7 +117,8 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
     try:
         with _until_signal() as wait:  # only now: starting Ray sets signal handlers of its own
             say("  loading models into their deployments …", loading="deployments")
-            serve.run(application(settings), name=APP, route_prefix="/")
+            with _deployments_shown(APP, say):
+                serve.run(application(settings), name=APP, route_prefix="/")
             _announce(settings, say, began, settings.http.port, dashboard)
             wait()
             say("stopping …")
@@ -123,6 +126,32 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
         with contextlib.suppress(Exception):  # whatever Serve says while it ends, Ray ends everything next
             serve.shutdown()
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def _deployments_shown(app: str, say: Say) -> Iterator[None]:
+    """While the body waits for the deployments, say of each when it is there."""
+    from ray import serve
+
+    done = threading.Event()
+
+    def watch() -> None:
+        seen: set[str] = set()
+        while not done.wait(0.5):
+            found = serve.status().applications.get(app)
+            deployments = found.deployments if found else {}
+            for name, state in deployments.items():
+                if name not in seen and state.status == "HEALTHY":
+                    seen.add(name)
+                    say(f"    {name} is ready ({len(seen)} of {len(deployments)})", loaded=name)
+
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
+    try:
+        yield
+    finally:
+        done.set()
+        watcher.join(10)
 
 
 @contextlib.contextmanager

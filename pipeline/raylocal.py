@@ -6,6 +6,7 @@ Ray and Serve read most of what matters from the environment, once, when they ar
 
 from __future__ import annotations
 
+import logging
 import os
 import secrets
 import socket
@@ -16,8 +17,9 @@ from pathlib import Path
 from conf.schema import Settings
 from operators.errors import Stop
 
-_HAPROXY = """#!{python} -IS
-# Started in HAProxy's place by Ray Serve; two things its configuration can't say.
+_HAPROXY = """#!/bin/sh
+# Started in HAProxy's place by Ray Serve, for two things its configuration can't say.
+exec "{python}" -IS - "$@" <<'PROGRAM'
 import ctypes, os, re, signal, sys
 for path in filter(os.path.isfile, sys.argv[1:]):
     # Serve's template binds the metrics and statistics ports to every interface: keep them on loopback.
@@ -28,6 +30,7 @@ for path in filter(os.path.isfile, sys.argv[1:]):
 # A proxy whose manager was killed would hold the service's port for ever (prctl 1: PR_SET_PDEATHSIG).
 ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 os.execv("{haproxy}", ["{haproxy}", *sys.argv[1:]])
+PROGRAM
 """
 
 
@@ -90,6 +93,7 @@ def start(settings: Settings) -> str:
     from ray import serve
     from ray.serve.config import HTTPOptions
 
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
     options = settings.ray
     if options.address:
         context = ray.init(address=options.address, log_to_driver=False)

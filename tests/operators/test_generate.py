@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import itertools
 from collections.abc import AsyncGenerator, AsyncIterator
 from pathlib import Path
 from types import ModuleType
@@ -113,7 +114,7 @@ class Scripted:
 
 
 async def scripted(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted], **config: Any) -> Generate:
-    in_order = iter(engines.values())  # tiers load smallest first, as the engines stand here
+    in_order = itertools.cycle(engines.values())  # tiers load smallest first, as the engines stand here
     monkeypatch.setattr(generate, "make_engine", lambda *args, **window: next(in_order))
     made = Generate(Generate.Config(**config), [tier(name, i) for i, name in enumerate(engines)], Path("unused"))
     await made.start()
@@ -201,7 +202,7 @@ async def test_every_tier_failing_says_so(monkeypatch: pytest.MonkeyPatch) -> No
 
 async def test_tiers_that_cannot_load_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
     engines = {"s": Scripted(["ok"]), "l": Scripted([], broken=True)}
-    in_order = iter(engines.values())  # tiers load smallest first, as the engines stand here
+    in_order = itertools.cycle(engines.values())  # tiers load smallest first, as the engines stand here
     monkeypatch.setattr(generate, "make_engine", lambda *args, **window: next(in_order))
     seen: list[tuple[str, str]] = []
     tiers = [tier("l", 1), tier("s", 0)]
