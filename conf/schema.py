@@ -16,6 +16,7 @@ from operators.attend import Attend
 from operators.base import Knobs
 from operators.documents import DocumentsConfig
 from operators.embed import Embed
+from operators.errors import Reject
 from operators.expand import Expand
 from operators.generate import Generate
 from operators.judge import Judge
@@ -25,6 +26,7 @@ from operators.search import Search
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
 from operators.stores.memory import Memory
+from operators.stores.tenants import check_tenant
 from operators.tiers import ModelFile, Tier
 
 K = TypeVar("K", bound=Knobs)
@@ -57,13 +59,13 @@ class Http(Knobs):
     port: int = Field(8000, ge=0, le=65535)
     """TCP port; 0 takes a free one (binding ``inproc`` only)."""
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
-    """Largest request body in bytes; a larger one is refused with 413. Documents have their own limit."""
-    max_messages: int = Field(100, ge=1)
-    """Most messages of a conversation in one request."""
+    """Largest request body in bytes; a larger one is refused with 413."""
+    max_messages: int = Field(100, ge=1, le=256)
+    """Most messages of a conversation in one request, 256 at the most."""
     max_text_chars: int = Field(32_000, ge=1)
-    """Most characters of one message."""
+    """Most characters of all messages of a request together."""
     request_timeout_s: float = Field(120.0, gt=0)
-    """Longest time in seconds a request may take, its stream included."""
+    """Longest time in seconds a request may take, waiting in line and its stream included."""
     max_concurrent: int = Field(8, ge=1)
     """Requests worked on at the same time."""
     max_queued: int = Field(32, ge=0)
@@ -78,6 +80,11 @@ class Http(Knobs):
             raise ValueError(f"{got}; set http.api_keys, or http.host to 127.0.0.1")
         if any(not key.get_secret_value() or not tenant for key, tenant in self.api_keys.items()):
             raise ValueError("an API key or its tenant in api_keys is empty; give every key a tenant")
+        for tenant in self.api_keys.values():
+            try:
+                check_tenant("http.api_keys", tenant)
+            except Reject as error:
+                raise ValueError(f"{error.got}; {error.remedy}") from None
         return self
 
 
@@ -115,7 +122,7 @@ class Events(Knobs):
     partitions: int = Field(4, ge=1, le=256)
     """Partitions of every topic. Fixed once the topics exist: keys would change their partition."""
     retention_days: float = Field(30.0, gt=0)
-    """Days after which events are removed."""
+    """Days after which events are removed; the judge job does it, once an hour."""
     queue: int = Field(1000, ge=1)
     """Events that may wait in memory to be written."""
 

@@ -143,9 +143,12 @@ async def serve(settings: Settings) -> None:
 
 async def _tidy(log: EventLog, max_age_s: float) -> None:
     while True:
-        for topic in log.topics():
-            if topic != ROUTER_UPDATES:  # compacted: its newest event is the state, however old
-                await asyncio.to_thread(log.retain, topic, max_age_s=max_age_s)
+        try:
+            for topic in log.topics():
+                if topic != ROUTER_UPDATES:  # compacted: its newest event is the state, however old
+                    await asyncio.to_thread(log.retain, topic, max_age_s=max_age_s)
+        except RuvError as error:
+            print(f"judge: could not remove old events: {error}", file=sys.stderr)
         await asyncio.sleep(TIDY_S)
 
 

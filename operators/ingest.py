@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
 from typing import Protocol
+
+import numpy as np
 
 from operators.documents import DocumentsConfig, chunk, document_id, node_id, normalise
 from operators.engines.ports import Encoded
@@ -13,10 +16,13 @@ from operators.errors import Reject
 from operators.records import record
 from operators.stores.ports import Node
 
+SLICE = 32
+"""Chunks of a document in one call of the encoder."""
+
 
 @record
 class Document:
-    """One document as text. ``id`` is the caller's name for it; without one its source and text together name it.
+    """One document as text. Its name is ``id``, else its source, else its text.
 
     A node's id follows from the document's name and the chunk's text: the same document twice is the same nodes, and a
     changed one adds its changed chunks. (The chunks they replace stay until they are deleted.)
@@ -43,10 +49,10 @@ class Texts(Protocol):
 
 
 def identity(tenant: str, document: Document) -> str:
-    """The document's id: the caller's name for it, or one made of source and text."""
+    """The document's id, made of its name."""
     if document.id is not None:
         return document_id(tenant, source=f"id:{document.id}")
-    return document_id(tenant, content=f"{document.source}\0{document.text}")
+    return document_id(tenant, source=document.source, content=document.text)
 
 
 async def document_nodes(
@@ -63,21 +69,33 @@ async def document_nodes(
     if not pieces:
         got = f"no text in {len(document.text)} characters"
         raise Reject("documents", got, "send a document with text in it", 400, "documents", "empty_document")
-    encoded = await embed.texts([piece.text for piece in pieces], query=False)
+    texts = [piece.text for piece in pieces]
+    # In slices, so that queries come in between: the encoder does one call at a time.
+    slices = [await embed.texts(texts[i : i + SLICE], query=False) for i in range(0, len(texts), SLICE)]
+    vectors = np.concatenate([encoded.vectors for encoded in slices])
     name = identity(tenant, document)
-    return [
-        Node(
-            node_id=node_id(tenant, f"{name}\0{piece.text}", "document", piece.position),
+    version = document_id(tenant, content=f"{name}\0{text}")
+    seen: Counter[str] = Counter()
+    nodes = []
+    for i, piece in enumerate(pieces):
+        node = Node(
+            node_id=node_id(tenant, f"{name}\0{piece.text}", "document", seen[piece.text]),
             kind="document",
             text=piece.text,
-            vector=encoded.vectors[i],
+            vector=vectors[i],
             # Chunks of one document hang together even when the caller named no source.
             source=document.source or name,
             position=piece.position,
             tokens=piece.tokens,
             created_at=created_at,
             model=embed.id,
-            metadata={**document.metadata, "document": name, **({"heading": piece.heading} if piece.heading else {})},
+            metadata={
+                **document.metadata,
+                "document": name,
+                "version": version,
+                **({"heading": piece.heading} if piece.heading else {}),
+            },
         )
-        for i, piece in enumerate(pieces)
-    ]
+        seen[piece.text] += 1
+        nodes.append(node)
+    return nodes

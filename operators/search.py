@@ -1,7 +1,7 @@
 """search: find the nodes of the tenant's memory that fit the query, by words and by meaning.
 
-The store's search is a blocking call, so it runs on a few threads of this stage's own. Memory that is away for a while
-(``Retry``) costs the answer its context and nothing else: the hits are empty and marked ``degraded=("memory",)``.
+The store's search is a blocking call, so it runs on a few threads of this stage's own. Memory that is away (``Retry``,
+``Stop``) costs the answer its context and nothing else: there are no hits, and ``degraded`` says ``memory``.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Search(Operator[SearchInput, Hits]):
         )
         try:
             found = self.memory.search(request)
-        except Retry:
+        except (Retry, Stop):
             self.unavailable += 1
             none = np.zeros((0, len(item.embedded.vector)), np.float32)
             return Hits(hits=(), vectors=none, mode=config.mode, degraded=("memory",))

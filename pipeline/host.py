@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
@@ -38,6 +39,7 @@ from pipeline.emit import Emitter
 from pipeline.graph import Chain, Step, check
 
 Progress = Callable[[str], None]
+_log = logging.getLogger("ruvllm.host")
 
 
 class Host:
@@ -58,7 +60,7 @@ class Host:
         self._memory: Memory | None = None
         self._embed: Embed | None = None
         self._generate: Generate | None = None
-        self._publisher: asyncio.Task[None] | None = None
+        self._tender: asyncio.Task[None] | None = None
         self.failed: Stop | None = None
         self._stages: list[Operator[Any, Any]] = []
 
@@ -83,7 +85,7 @@ class Host:
         self._chain = Chain([stage for stage in self._stages if stage.name != "generate"])
         await self._warm()
         if self._memory is not None:
-            self._publisher = asyncio.create_task(self._publish(self._memory))
+            self._tender = asyncio.create_task(self._tend(self._memory))
 
     def _build(self, name: str, cache_dir: Path) -> Operator[Any, Any]:
         settings = self.settings
@@ -177,22 +179,31 @@ class Host:
         stages = {stage.name: True for stage in self._stages if stage.name != "generate"}
         return stages | {f"generate:{load.tier}": load.available for load in await self.load()}
 
-    async def _publish(self, memory: Memory) -> None:
-        """Additions that came too soon after a publication get into the next one."""
+    async def _tend(self, memory: Memory) -> None:
+        """Publish what came too soon after the last publication; now and then fold new rows into the indexes."""
+        tidied = time.monotonic()
         while True:
             await asyncio.sleep(memory.config.publish_every_s or 1.0)
-            await asyncio.to_thread(memory.publish_due)
+            try:
+                await asyncio.to_thread(memory.publish_due)
+                if time.monotonic() - tidied > memory.config.optimize_every_s:
+                    tidied = time.monotonic()
+                    for tenant in memory.vectors.tenants():
+                        await asyncio.to_thread(memory.optimize, tenant)
+            except Exception:  # whatever it is, the next round may do better, and requests don't depend on it
+                _log.exception("memory: upkeep failed, trying again")
 
     async def close(self) -> None:
         """End the stages in reverse order, then the stores."""
-        if self._publisher is not None:
-            self._publisher.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._publisher
-        for stage in reversed(self._stages):
-            await stage.close()
-        if self._memory is not None:
-            await asyncio.to_thread(self._memory.close)
+        if self._tender is not None:
+            self._tender.cancel()
+            await asyncio.gather(self._tender, return_exceptions=True)
+        try:
+            for stage in reversed(self._stages):
+                await stage.close()
+        finally:
+            if self._memory is not None:
+                await asyncio.to_thread(self._memory.close)
 
 
 def make_memory(settings: Settings) -> Memory:

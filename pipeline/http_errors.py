@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -26,6 +27,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
 }
 """What each endpoint may answer besides 200, for OpenAPI."""
 
+log = logging.getLogger("ruvllm.http")
 _TYPES = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
@@ -55,6 +57,11 @@ def from_error(error: RuvError) -> JSONResponse:
     return error_response(500, str(error))
 
 
+def words(error: Exception) -> str:
+    """What the caller is told: our own errors speak for themselves, others stay in the log."""
+    return str(error) if isinstance(error, RuvError) else "an unforeseen error; the service's log has the details"
+
+
 def install(app: FastAPI, max_body_bytes: int) -> None:
     """Give ``app`` the error handlers and the body limit."""
 
@@ -72,7 +79,12 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
         response.headers.update(error.headers or {})
         return response
 
+    async def unforeseen(_: Request, error: Exception) -> JSONResponse:
+        log.error("unforeseen error", exc_info=error)
+        return error_response(500, words(error))
+
     app.add_exception_handler(RuvError, ours)
+    app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)

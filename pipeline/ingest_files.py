@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from conf.schema import Settings
 from operators.documents import parse
-from operators.errors import Reject
+from operators.errors import Reject, Retry
 from pipeline.client import Client
 
 SUFFIXES = {".txt", ".md", ".markdown", ".rst", ".pdf"}
 """What a folder is searched for; a file named directly is read whatever its suffix."""
+ATTEMPTS = 10
 
 
 def find(paths: Sequence[Path]) -> list[Path]:
@@ -36,13 +38,23 @@ def send(client: Client, files: Sequence[Path], settings: Settings, advance: Cal
         try:
             text = parse(path.read_bytes(), name=str(path), config=settings.documents)
             for part in _parts(text, settings.http.max_body_bytes // 2):
-                answer = client.post("/v1/documents", {"documents": [{"text": part, "source": str(path)}]})
+                answer = _patiently(client, {"documents": [{"text": part, "source": str(path)}]})
                 for key in ("added", "duplicates", "edges"):
                     report[key] += answer[key]
-        except (Reject, OSError) as error:
+        except (Reject, Retry, OSError) as error:
             report["refused"].append({"path": str(path), "error": str(error)})
         advance()
     return report
+
+
+def _patiently(client: Client, body: dict[str, Any]) -> Any:
+    """Post, and again a few times when the service says it is busy."""
+    for _ in range(ATTEMPTS - 1):
+        try:
+            return client.post("/v1/documents", body)
+        except Retry as busy:
+            time.sleep(busy.retry_after_s)
+    return client.post("/v1/documents", body)
 
 
 def _parts(text: str, max_bytes: int) -> list[str]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import time
+from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Header, Request, Response
 from fastapi.responses import JSONResponse
@@ -14,13 +15,15 @@ from fastapi.responses import JSONResponse
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
-from operators.records import Filter, Hits, Message, Neighbourhood, Query, Sampling
+from operators.records import Filter, Message, Neighbourhood, Query, Sampling
 from pipeline import http_errors
 from pipeline import schema as api
 from pipeline.guard import Guard
 from pipeline.limits import Admission
 from pipeline.responses import HeldStream, collect, completion, events, headers, route_info, unless_gone, within
 from pipeline.service import Service, new_session
+
+T = TypeVar("T")
 
 
 def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
@@ -45,29 +48,43 @@ def create_app(service: Service) -> FastAPI:
     app.state.guard = Guard(http.api_keys)
     http_errors.install(app, http.max_body_bytes)
 
+    async def admitted(work: Coroutine[Any, Any, T]) -> T:
+        """Wait for a place and do the work, all within ``http.request_timeout_s``."""
+
+        async def through() -> T:
+            async with admission.admit():
+                return await work
+
+        try:
+            return await within(time.monotonic() + http.request_timeout_s, through())
+        finally:
+            work.close()  # it never began if there was no place for it
+
     @app.post("/v1/chat/completions", response_model=api.ChatCompletion, tags=["OpenAI"])
     async def chat(body: api.ChatRequest, request: Request, who: Tenant, session: Session = None) -> Response:
         """Answer a question; with ``stream`` as server-sent events."""
         query = to_query(body, who, session, service)
+        deadline = time.monotonic() + http.request_timeout_s
         async with contextlib.AsyncExitStack() as stack:
-            await stack.enter_async_context(admission.admit())
-            deadline = time.monotonic() + http.request_timeout_s
+            await within(deadline, stack.enter_async_context(admission.admit()))
             turn = await within(deadline, service.prepare(query))
-            facts = headers(turn)
             if not body.stream:
                 answer = await within(deadline, unless_gone(request, collect(service, turn)))
                 if answer is None:  # the client went away; nobody reads this
                     return Response(status_code=499)
-                return JSONResponse(completion(turn, answer), headers=facts)
+                return JSONResponse(completion(turn, answer), headers=headers(turn))
+            pieces = await stack.enter_async_context(contextlib.aclosing(service.generate(turn)))
+            # What fails before the first piece can still be answered with a status of its own.
+            first = await within(deadline, anext(pieces))
             usage = body.stream_options is not None and body.stream_options.include_usage
-            return HeldStream(events(service, turn, usage, deadline), stack.pop_all(), facts)
+            stream = events(turn, first, pieces, usage, deadline)
+            return HeldStream(stream, stack.pop_all(), headers(turn))
         raise AssertionError("unreachable")
 
     @app.post("/v1/route", tags=["RuvLLM"])
     async def route(body: api.RouteRequest, who: Tenant, session: Session = None) -> api.RouteResponse:
         """Dry run: which route a question would take, why, and what would be read. Nothing is generated."""
-        async with admission.admit():
-            turn = await service.prepare(to_query(body, who, session, service))
+        turn = await admitted(service.prepare(to_query(body, who, session, service)))
         seen: Neighbourhood = service.neighbourhood(turn)
         return api.RouteResponse(
             route=route_info(turn),
@@ -90,8 +107,7 @@ def create_app(service: Service) -> FastAPI:
             got, remedy = f"no encoder {body.model!r}", f"use 'auto' or {encoder!r}"
             raise Reject("model", got, remedy, 404, "model", "model_not_found")
         texts = [body.input] if isinstance(body.input, str) else body.input
-        async with admission.admit():
-            encoded = await service.backend.encode(texts)
+        encoded = await admitted(service.backend.encode(texts))
         dim = encoded.vectors.shape[1]
         if body.dimensions not in (None, dim):
             raise Reject("embed", f"dimensions {body.dimensions}", f"leave it out or send {dim}", 400, "dimensions")
@@ -133,8 +149,7 @@ def create_app(service: Service) -> FastAPI:
     async def documents(body: api.DocumentsRequest, who: Tenant) -> api.DocumentsResponse:
         """Add documents to the memory; answers when they are durable and findable."""
         incoming = [Document(text=d.text, source=d.source, id=d.id, metadata=d.metadata) for d in body.documents]
-        async with admission.admit():
-            nodes, added = await service.add(who, incoming)
+        nodes, added = await admitted(service.add(who, incoming))
         new = set(added.new)
         return api.DocumentsResponse(
             documents=[
@@ -165,8 +180,7 @@ def create_app(service: Service) -> FastAPI:
             created_at=time.time(),
             k=body.k,
         )
-        async with admission.admit():
-            hits: Hits = await service.search(query)
+        hits = await admitted(service.search(query))
         fields = api.SearchHit.model_fields
         return api.SearchResponse(
             hits=[api.SearchHit(**{name: getattr(hit, name) for name in fields}) for hit in hits.hits],

@@ -14,7 +14,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 from conf.schema import Settings
 from operators.errors import Stop
@@ -118,7 +117,12 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
         with _until_signal() as wait:  # only now: starting Ray sets signal handlers of its own
             say("  loading models into their deployments …", loading="deployments")
             with _deployments_shown(APP, say):
-                serve.run(application(settings), name=APP, route_prefix="/")
+                try:
+                    serve.run(application(settings), name=APP, route_prefix="/")
+                except RuntimeError as error:
+                    found = serve.status().applications[APP].deployments
+                    reasons = [f"{name}: {_last(state.message)}" for name, state in found.items() if state.message]
+                    raise Stop("serve", "; ".join(reasons) or str(error), "mend that and start again") from error
             _announce(settings, say, began, settings.http.port, dashboard)
             wait()
             say("stopping …")
@@ -126,6 +130,12 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
         with contextlib.suppress(Exception):  # whatever Serve says while it ends, Ray ends everything next
             serve.shutdown()
         ray.shutdown()
+
+
+def _last(trace: str) -> str:
+    """The last line of a traceback: what was raised."""
+    lines = [line for line in trace.strip().splitlines() if line.strip()]
+    return lines[-1].strip() if lines else ""
 
 
 @contextlib.contextmanager
@@ -200,14 +210,33 @@ def _judge(settings: Settings, profile: str | None, overrides: Sequence[str], sa
     command += ["--profile", profile] if profile else []
     for override in overrides:
         command += ["--set", override]
-    child: subprocess.Popen[Any] = subprocess.Popen(command)  # noqa: S603 - our own module, arguments not from a shell
-    say(f"  judge started (pid {child.pid})", judge=child.pid)
+    ending = threading.Event()
+    children: list[subprocess.Popen[bytes]] = []
+
+    def watch() -> None:
+        pause = 1.0
+        while not ending.is_set():
+            code = children[-1].wait()
+            if ending.wait(pause):
+                return
+            children.append(subprocess.Popen(command))  # noqa: S603 - as below
+            say(f"  judge ended with {code}, started again (pid {children[-1].pid})", judge=children[-1].pid)
+            pause = min(2 * pause, 60.0)
+
+    children.append(subprocess.Popen(command))  # noqa: S603 - our own module, arguments not from a shell
+    say(f"  judge started (pid {children[-1].pid})", judge=children[-1].pid)
+    # The kernel ends a child with the thread that started it (its own wish), so the watcher must live as long as we do.
+    watcher = threading.Thread(target=watch, daemon=True)
+    watcher.start()
     try:
         yield
     finally:
+        ending.set()
+        child = children[-1]
         child.terminate()
         try:
             child.wait(15)
         except subprocess.TimeoutExpired:
             child.kill()
             child.wait()
+        watcher.join(5)

@@ -29,7 +29,7 @@ class Admission:
             raise Retry(
                 "limits",
                 f"{self.active} requests running and {self.waiting} waiting",
-                "try again later or raise http.max_queued",
+                "try again later",
                 self._retry_after_s,
                 429,
             )

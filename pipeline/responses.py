@@ -7,6 +7,7 @@ import contextlib
 import time
 from collections.abc import AsyncGenerator, Awaitable
 from typing import Any, TypeVar
+from urllib.parse import quote
 
 import orjson
 from fastapi import Request
@@ -14,7 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from operators.errors import Retry, RuvError
-from operators.records import Answer
+from operators.records import Answer, Piece
 from pipeline import http_errors
 from pipeline import schema as api
 from pipeline.service import Service, Turn
@@ -65,13 +66,13 @@ def _finish(answer: Answer) -> str:
 
 
 def headers(turn: Turn) -> dict[str, str]:
-    """The short facts, known before the first token."""
+    """The short facts, as far as they are known when the headers go out."""
     return {
         "x-ruvllm-interaction-id": turn.query.interaction_id,
-        "x-ruvllm-session": turn.query.session.encode("ascii", "backslashreplace").decode(),
-        "x-ruvllm-tier": turn.route.tier,
+        "x-ruvllm-session": quote(turn.query.session, safe=" !#$&'()*+,/:;=?@[]"),
+        "x-ruvllm-tier": turn.answer.tier if turn.answer else turn.route.tier,
         "x-ruvllm-confidence": f"{turn.route.confidence:.3f}",
-        "x-ruvllm-degraded": ",".join(turn.degraded),
+        "x-ruvllm-degraded": ",".join(turn.degraded).replace("→", ">"),
     }
 
 
@@ -95,8 +96,13 @@ def completion(turn: Turn, answer: Answer) -> dict[str, Any]:
     }
 
 
-async def events(service: Service, turn: Turn, include_usage: bool, deadline: float) -> AsyncGenerator[bytes, None]:
-    """The answer as server-sent events; ``ruvllm`` is in the last chunk before ``[DONE]``."""
+async def events(
+    turn: Turn, first: Piece, pieces: AsyncGenerator[Piece, None], include_usage: bool, deadline: float
+) -> AsyncGenerator[bytes, None]:
+    """The answer, ``first`` and then the other ``pieces``, as server-sent events; the caller closes ``pieces``.
+
+    ``ruvllm`` is in the last chunk before ``[DONE]``.
+    """
     head = {
         "id": f"chatcmpl-{turn.query.interaction_id}",
         "object": "chat.completion.chunk",
@@ -109,23 +115,26 @@ async def events(service: Service, turn: Turn, include_usage: bool, deadline: fl
         return b"data: " + orjson.dumps({**head, "choices": [choice], **rest}) + b"\n\n"
 
     yield event({"role": "assistant", "content": ""})
+    piece: Piece | None = first
     try:
-        async with contextlib.aclosing(service.generate(turn)) as pieces:
-            while (piece := await within(deadline, anext(pieces, None))) is not None:
-                if piece.text:
-                    yield event({"content": piece.text})
-                if piece.answer is not None:
-                    answer = piece.answer
-                    head["model"] = answer.tier
-                    facts = {"ruvllm": _ruvllm(turn, answer)}
-                    yield event({}, _finish(answer), **({} if include_usage else facts))
-                    if include_usage:
-                        last = {**head, "choices": [], "usage": _usage(answer), **facts}
-                        yield b"data: " + orjson.dumps(last) + b"\n\n"
-    except RuvError as error:
+        while piece is not None:
+            if piece.text:
+                yield event({"content": piece.text})
+            if piece.answer is not None:
+                answer = piece.answer
+                head["model"] = answer.tier
+                facts = {"ruvllm": _ruvllm(turn, answer)}
+                yield event({}, _finish(answer), **({} if include_usage else facts))
+                if include_usage:
+                    last = {**head, "choices": [], "usage": _usage(answer), **facts}
+                    yield b"data: " + orjson.dumps(last) + b"\n\n"
+            piece = await within(deadline, anext(pieces, None))
+    except Exception as error:
         # The headers are gone, so the error can only travel in the stream; OpenAI's clients raise it from there.
         status = getattr(error, "status", 500)
-        yield b"data: " + orjson.dumps(http_errors.error_body(status, str(error))) + b"\n\n"
+        if not isinstance(error, RuvError):
+            http_errors.log.exception("chat: the stream failed")
+        yield b"data: " + orjson.dumps(http_errors.error_body(status, http_errors.words(error))) + b"\n\n"
     yield b"data: [DONE]\n\n"
 
 
@@ -137,10 +146,12 @@ class HeldStream(StreamingResponse):
     ) -> None:
         super().__init__(events, media_type="text/event-stream", headers={**headers, "cache-control": "no-cache"})
         self._stack = stack
+        self._events = events
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the stream, then give the place back."""
-        async with self._stack:
+        # Starlette leaves the iterator to the garbage collector; the place goes back only once the engine has stopped.
+        async with self._stack, contextlib.aclosing(self._events):
             await super().__call__(scope, receive, send)
 
 

@@ -1,6 +1,7 @@
 """Requests and responses of the HTTP API, as pydantic models; OpenAPI is made from them.
 
 What OpenAI's clients send is either honoured or refused by name: a parameter that is accepted and ignored would lie.
+(``metadata`` and names of speakers are taken and not used: they ask for nothing.)
 Fields that only have an effect at a value we don't offer (``n`` other than 1) are accepted at their neutral value.
 """
 
@@ -239,7 +240,7 @@ class EmbeddingsResponse(_Out):
 
 
 class DocumentIn(_In):
-    """One document. ``id`` (default: made from source and text) makes it replaceable by name."""
+    """One document. ``id`` names it; without one its source does, else its text."""
 
     id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     text: Text

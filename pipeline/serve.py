@@ -12,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
+import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 
@@ -36,6 +38,7 @@ from pipeline.service import Service
 
 T = TypeVar("T")
 APP = "ruvllm"
+_log = logging.getLogger("ruvllm.serve")
 _WITHOUT: dict[str, Any] = {"search": Hits.none("memory"), "expand": Neighbourhood.none("memory")}
 POLL_S = 1.0
 """Seconds between two looks at which tiers can serve."""
@@ -63,6 +66,10 @@ class StageHost:
     async def call(self, method: str, *args: Any) -> Any:
         """One of the host's other abilities: ``embed``, ``search``, ``encode``, ``nodes``, ``add``, ``load``."""
         return await getattr(self._host, method)(*args)
+
+    async def __del__(self) -> None:
+        """Graceful shutdown: Serve awaits this after the last request."""
+        await self._host.close()
 
 
 class Gateway:
@@ -129,11 +136,13 @@ class ServeBackend:
         call: Awaitable[Step] = _translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
         if not set(chain) <= _WITHOUT.keys():
             return await call
+        began = time.perf_counter()
         try:
             return await asyncio.wait_for(call, self._away_after_s)
-        except (Retry, TimeoutError):
+        except (Retry, Stop, TimeoutError):
             # Memory away costs the answer its context, and nothing else.
-            return Step(written=tuple(_WITHOUT[stage] for stage in chain), timings=dict.fromkeys(chain, 0.0))
+            waited = {chain[0]: time.perf_counter() - began}
+            return Step(written=tuple(_WITHOUT[stage] for stage in chain), timings=dict.fromkeys(chain, 0.0) | waited)
 
     async def stream(self, item: GenerateInput) -> AsyncGenerator[Piece, None]:
         """The routed tier, or the next one that answers if it fails before its first piece (degraded, named)."""
@@ -142,12 +151,14 @@ class ServeBackend:
             attempt = dataclasses.replace(item, route=dataclasses.replace(item.route, tier=tier))
             began = False
             try:
-                async for piece in self._stream(tier, attempt):
-                    began = True
-                    if piece.answer is not None and i:
-                        degraded = (*piece.answer.degraded, f"tier:{item.route.tier}→{tier}")
-                        piece = dataclasses.replace(piece, answer=dataclasses.replace(piece.answer, degraded=degraded))
-                    yield piece
+                async with contextlib.aclosing(self._stream(tier, attempt)) as pieces:
+                    async for piece in pieces:
+                        began = True
+                        if piece.answer is not None and i:
+                            degraded = (*piece.answer.degraded, f"tier:{item.route.tier}→{tier}")
+                            answer = dataclasses.replace(piece.answer, degraded=degraded)
+                            piece = dataclasses.replace(piece, answer=answer)
+                        yield piece
                 return
             except (Retry, Stop):
                 if began or i == len(order) - 1:
@@ -202,7 +213,8 @@ class ServeBackend:
     async def checks(self) -> dict[str, bool]:
         """Asks every deployment now."""
         names = list(self._handles)
-        answers = await asyncio.gather(*(self._call(name, "checks") for name in names), return_exceptions=True)
+        calls = (asyncio.wait_for(self._call(name, "checks"), 5 * POLL_S) for name in names)
+        answers = await asyncio.gather(*calls, return_exceptions=True)
         checks: dict[str, bool] = {}
         for name, answer in zip(names, answers, strict=True):
             checks |= {name: False} if isinstance(answer, BaseException) else answer
@@ -221,7 +233,10 @@ class ServeBackend:
     async def _poll(self) -> None:
         while True:
             await asyncio.sleep(POLL_S)
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # a poller that ends would freeze what is known of the tiers
+                _log.exception("could not look at the tiers")
 
     async def close(self) -> None:
         """End the poller and what is local."""
@@ -271,9 +286,19 @@ def _door(who: str) -> Iterator[None]:
     """Where Ray's errors become ours."""
     try:
         yield
-    except RuvError:  # raised in the replica; Ray hands it on as a subclass of its own class
+    except RuvError:  # raised in the replica and handed on whole
         raise
     except BackPressureError as error:
         raise Retry(who, "its queue is full", "try again", 1.0, 429) from error
     except (DeploymentUnavailableError, ray.exceptions.RayError) as error:
+        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RuvError):
+            raise error.cause from None
         raise Retry(who, f"its replica is away: {type(error).__name__}", "it is being restarted; try again") from error
+    except Exception as error:  # Serve's own, of no common class, or a bug in the replica
+        _log.warning("%s failed", who, exc_info=error)
+        raise Retry(who, f"its replica failed: {type(error).__name__}", "try again; the log has the details") from error
+    except asyncio.CancelledError as error:
+        task = asyncio.current_task()
+        if task is not None and task.cancelling():
+            raise  # we were cancelled, not the replica's work
+        raise Retry(who, "its replica cancelled the call", "it is being restarted; try again") from error

@@ -40,7 +40,7 @@ class EdgeMaker:
         """Remember where ``nodes`` stand in their sources."""
         for node in nodes:
             if node.source:
-                self._places.setdefault(node.source, {})[node.position] = node.node_id
+                self._places.setdefault(_text(node), {})[node.position] = node.node_id
 
     def edges(self, tenant: str, nodes: Sequence[Node]) -> list[Edge]:
         """Edges between ``nodes`` (placed and searchable already) and everything that is there."""
@@ -51,7 +51,7 @@ class EdgeMaker:
         return list(made.values())
 
     def _source(self, node: Node) -> Iterable[Edge]:
-        places = self._places.get(node.source, {})
+        places = self._places.get(_text(node), {})
         before, after = places.get(node.position - 1), places.get(node.position + 1)
         if before is not None:
             yield _edge(before, node.node_id, "next_chunk", self.config.next_chunk_weight, node)
@@ -75,6 +75,11 @@ class EdgeMaker:
                 # Similar is mutual: one edge, from the smaller id, whichever of the two came first.
                 start, end = sorted((node.node_id, hit.node_id))
                 yield _edge(start, end, "similar", min(hit.similarity, 1.0), node)
+
+
+def _text(node: Node) -> str:
+    """What the node's position counts in: one version of a document where that is known, else its source."""
+    return (node.metadata or {}).get("version") or node.source
 
 
 def _edge(start: str, end: str, relation: Relation, weight: float, node: Node) -> Edge:

@@ -55,6 +55,8 @@ class Memory:
 
         edges: EdgeMaker.Config = EdgeMaker.Config()
         """Which edges new nodes get."""
+        optimize_every_s: float = Field(600.0, gt=0)
+        """Seconds between two rounds of folding new rows into the vector store's indexes and tidying its files."""
         publish_every_s: float = Field(1.0, ge=0)
         """After a publication the next one waits so long, in seconds; additions meanwhile wait for ``publish_due``."""
 

@@ -99,8 +99,9 @@ async def test_the_event_loop_is_not_blocked(started: Any) -> None:
     assert threading.get_ident() not in memory.threads
 
 
-async def test_a_memory_that_is_away_costs_the_context_only(started: Any) -> None:
-    memory = Fake((hit("a", 1, 1),), Retry("memory", "disk away", "wait"))
+@pytest.mark.parametrize("error", [Retry("memory", "disk away", "wait"), Stop("memory", "full", "free")])
+async def test_a_memory_that_is_away_costs_the_context_only(started: Any, error: Exception) -> None:
+    memory = Fake((hit("a", 1, 1),), error)
     stage = await started(memory)
     away, there = await stage([item("fail"), item("fine")])
     assert (away.hits, away.degraded, away.vectors.shape, away.vectors.dtype) == ((), ("memory",), (0, 2), np.float32)
@@ -108,9 +109,7 @@ async def test_a_memory_that_is_away_costs_the_context_only(started: Any) -> Non
     assert stage.unavailable == 1
 
 
-@pytest.mark.parametrize(
-    "error", [Reject("memory", "bad tenant", "fix it"), Stop("memory", "full", "free"), ValueError()]
-)
+@pytest.mark.parametrize("error", [Reject("memory", "bad tenant", "fix it"), ValueError()])
 async def test_other_errors_are_not_hidden(started: Any, error: Exception) -> None:
     stage = await started(Fake(error=error))
     with pytest.raises(type(error)):

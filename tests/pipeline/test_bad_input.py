@@ -87,12 +87,9 @@ def test_a_million_characters_are_refused_with_the_limit(inproc):
     assert "max_text_chars" in error(post(inproc, body), 400)["message"]
 
 
-def test_a_long_question_within_the_limit_is_answered(inproc):
+def test_a_question_beyond_the_window_is_refused_with_its_length(inproc):
     body = {**GOOD, "model": "135M", "messages": [{"role": "user", "content": "why " * 4000}]}
-    answer = post(inproc, body)
-    assert answer.status_code in (200, 400), answer.text
-    if answer.status_code == 400:
-        assert "token" in answer.json()["error"]["message"]
+    assert "token" in error(post(inproc, body), 400)["message"]
 
 
 def test_an_unknown_model_names_the_known_ones(inproc):
@@ -130,6 +127,19 @@ def test_a_source_with_quotes_and_sql_is_just_a_name(inproc):
 @pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/documents", 405)])
 def test_unknown_paths_and_methods_have_the_error_shape_too(inproc, method, path, status):
     error(inproc.http.request(method, path), status)
+
+
+@pytest.mark.parametrize("user", ["a\nb", "a\0b", "ü → 🙂", " ", "%0a"])
+def test_a_user_name_that_no_header_can_carry(inproc, user):
+    answer = post(inproc, {**GOOD, "model": "135M", "user": user})
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["ruvllm"]["session"] == user
+    assert answer.headers["x-ruvllm-session"].isascii()
+
+
+def test_a_prompt_that_cannot_fit_is_a_400_also_in_a_stream(inproc):
+    body = {"messages": [{"role": "user", "content": "why " * 7000}], "model": "135M", "stream": True}
+    assert "token" in error(post(inproc, body), 400)["message"]
 
 
 def test_a_session_name_beyond_reason(inproc):

@@ -197,6 +197,6 @@ def test_a_client_that_goes_away_stops_the_engine(inproc):
     for _ in range(8):
         body = chat("Tell me a very long story.", model="135M", max_tokens=1500, stream=True)
         with inproc.http.stream("POST", "/v1/chat/completions", json=body) as response:
-            next(line for line in response.iter_lines() if "content" in line)
+            next(line for line in response.iter_lines() if '"content":"' in line and '"content":""' not in line)
     with httpx.Client(base_url=inproc.url, timeout=30, trust_env=False) as quick:
         assert quick.post("/v1/chat/completions", json=chat(model="135M", max_tokens=4)).status_code == 200

@@ -89,10 +89,9 @@ def test_corrupt_weights_leave_the_other_tier(tmp_path, damaged):
         refused = service.http.post(
             "/v1/chat/completions", json={"model": "135M", "messages": [{"role": "user", "content": "hi"}]}
         )
-        assert refused.status_code in (200, 503), refused.text
-        if refused.status_code == 200:
-            assert refused.json()["model"] == "270M"
-            assert any("135M" in word for word in refused.json()["ruvllm"]["degraded"])
+        print("named tier away:", refused.status_code, refused.text)
+        assert refused.status_code == 503
+        assert "135M" in refused.json()["error"]["message"]
     finally:
         assert service.stop() == 0
 
