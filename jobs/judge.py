@@ -40,9 +40,15 @@ SOURCE = "/ruvllm/judge"
 
 
 def step_back(nice: int) -> None:
-    """Lower this process' priority by ``nice``. Before engines start: on Linux only threads begun later inherit it."""
+    """Lower this process' priority by ``nice``; on Linux also take only time that nobody else wants.
+
+    Before engines start: on Linux only threads begun later inherit it.
+    """
     if nice:
         os.nice(nice)
+        if sys.platform == "linux":
+            # Niceness still takes a share of a busy core, and that share is what a first token waits for.
+            os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
 def judge_consumer(
