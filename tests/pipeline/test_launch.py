@@ -102,6 +102,14 @@ def test_no_usable_weights_at_all_is_a_clear_end(tmp_path, damaged):
     assert "SHA-256" in said
 
 
+def test_bad_encoder_weights_end_a_start_on_ray_with_the_reason(tmp_path):
+    ports = (f"http.port={free_port()}", f"ray.dashboard_port={free_port()}")
+    said = refuses(tmp_path / "data", "binding=serve", *ports, "embed.model.sha256=00")
+    assert "Embed" in said
+    assert "SHA-256" in said
+    assert "expected 00" in said
+
+
 def test_a_second_service_on_the_same_data_is_refused(tmp_path):
     service = Running(tmp_path / "data", *QUIET, "http.port=0").start()
     try:
