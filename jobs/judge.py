@@ -127,12 +127,13 @@ TIDY_S = 3600.0
 """Seconds between two removals of events that are older than ``events.retention_days``."""
 
 
-async def serve(settings: Settings) -> None:
-    """The job of a profile, until SIGTERM or SIGINT."""
+async def serve(settings: Settings, alone: bool = True) -> None:
+    """The job of a profile, until SIGTERM, or SIGINT if it runs ``alone``."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    # Ctrl-C goes to the whole process group; as part of a service the job ends when the service says so.
+    loop.add_signal_handler(signal.SIGTERM, stop.set)
+    loop.add_signal_handler(signal.SIGINT, stop.set if alone else lambda: None)
     job = settings.judge_job
     model = job.model or settings.tiers[-1].model
     engine = make_engine(job.engine, model, settings.data_dir / "cache", context_tokens=job.context_tokens)
@@ -170,7 +171,7 @@ def main() -> None:
         if os.getppid() != given.parent:  # it ended before we asked
             return
     try:
-        asyncio.run(serve(load(given.profile, overrides=given.overrides).settings))
+        asyncio.run(serve(load(given.profile, overrides=given.overrides).settings, alone=given.parent is None))
     except RuvError as error:
         sys.exit(f"judge: {error}")
 

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from conf.load import Loaded, load
 from conf.schema import Settings
-from operators.errors import RuvError
+from operators.errors import Reject, RuvError
 from pipeline.client import Client
 
 app = typer.Typer(help="RuvLLM: answers from the smallest local model that will do.", no_args_is_help=True)
@@ -45,7 +45,7 @@ def main() -> None:
 
 @app.command()
 def serve(profile: Profile = None, set_: Sets = None, as_json: AsJson = False) -> None:
-    """Start the service and stay until Ctrl-C."""
+    """Start the service and stay until Ctrl-C. Another port: --set http.port=9000."""
     from pipeline.launch import launch
 
     launch(_load(profile, set_).settings, profile=profile, overrides=set_ or [], say=_say(as_json))
@@ -55,7 +55,9 @@ def serve(profile: Profile = None, set_: Sets = None, as_json: AsJson = False) -
 def ask(
     question: Annotated[str, typer.Argument(help="what to ask; - reads it from standard input")],
     model: Annotated[str, typer.Option(help="a tier, or auto: the router decides")] = "auto",
-    session: Annotated[str | None, typer.Option(help="go on with this session")] = None,
+    session: Annotated[
+        str | None, typer.Option(help="the session it belongs to, for routing; earlier turns are not sent along")
+    ] = None,
     max_tokens: Annotated[int | None, typer.Option(help="completion tokens at most")] = None,
     temperature: Annotated[float | None, typer.Option(help="overrides the route")] = None,
     explain: Annotated[bool, typer.Option(help="name the features that moved the decision")] = False,
@@ -76,14 +78,21 @@ def ask(
     }
     body |= {} if max_tokens is None else {"max_tokens": max_tokens}
     body |= {} if temperature is None else {"temperature": temperature}
+    if not question.strip():
+        raise Reject("ask", "an empty question", "ask something")
     text, last = "", {}
-    for chunk in _client(profile, set_, url, api_key).stream(body, session):
-        piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
-        text += piece
-        if not as_json:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-        last = chunk
+    try:
+        for chunk in _client(profile, set_, url, api_key).stream(body, session):
+            piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
+            text += piece
+            if not as_json:
+                sys.stdout.write(piece)
+                sys.stdout.flush()
+            last = chunk
+    except RuvError:
+        if text and not as_json:
+            print()  # the error begins on a line of its own
+        raise
     facts = last["ruvllm"]
     if as_json:
         _json({"answer": text, "model": last["model"], "usage": last["usage"], **facts})
@@ -129,8 +138,8 @@ def ingest(
         for bad in report["refused"]:
             err.print(f"[yellow]refused[/yellow] {_plain(bad['error'])}")
         out.print(
-            f"{report['files']} files: {report['added']} nodes added, {report['duplicates']} already there, "
-            f"{report['edges']} edges"
+            f"{report['files']} file{'s' * (report['files'] != 1)}: {report['added']} nodes added, "
+            f"{report['duplicates']} already there, {report['edges']} edges"
         )
     if report["refused"]:
         raise typer.Exit(1)
@@ -213,7 +222,7 @@ def run_stage(
     set_: Sets = None,
     as_json: AsJson = True,
 ) -> None:
-    """Run one stage alone: JSON on standard input, its record on standard output.
+    """Run one stage alone: JSON on standard input, its record on standard output; not beside a service on that data.
 
     The input names records, e.g. {"query": {"text": "…"}, "hits": {…}}; what the stage reads and the input lacks is
     made by running the stages before it.

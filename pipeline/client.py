@@ -20,6 +20,7 @@ class Client:
         headers = {"authorization": f"Bearer {api_key}"} if api_key else {}
         timeout = httpx.Timeout(timeout_s, connect=CONNECT_S)
         # trust_env off: a proxy of the environment has no business between the command line and loopback.
+        url = url.rstrip("/").removesuffix("/v1")  # what OpenAI's clients are given works here too
         self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, trust_env=False)
         self.url = url
 
@@ -63,8 +64,14 @@ class Client:
 
     def _away(self, error: httpx.TransportError) -> Stop:
         if isinstance(error, httpx.ConnectError | httpx.ConnectTimeout):
-            return Stop(self.url, "no service listens there", "start it with 'ruvllm serve', or name it with --url")
-        return Stop(self.url, f"the connection broke: {error!r}", "look at the service's log and ask again")
+            return Stop(
+                self.url,
+                "no service listens there",
+                "start it with 'ruvllm serve' (it takes a while to listen), or name it with --url",
+            )
+        if isinstance(error, httpx.UnsupportedProtocol):
+            return Stop("--url", f"{self.url!r} is no address", "write it like http://127.0.0.1:8000")
+        return Stop(self.url, "the service went away before it had answered", "see where it runs, then ask again")
 
 
 def _raise(response: httpx.Response) -> None:
@@ -78,6 +85,8 @@ def _raise(response: httpx.Response) -> None:
     who = f"service ({response.status_code})"
     if response.status_code in (429, 503):
         raise Retry(who, message, "try again", float(response.headers.get("retry-after", "1")), response.status_code)
+    # Our service's messages end with the remedy already.
+    got, _, remedy = message.rpartition("; ")
     if response.status_code < 500:
-        raise Reject(who, message, "change the request", response.status_code, param, code)
-    raise Stop(who, message, "see the service's log")
+        raise Reject(who, got or message, remedy if got else "change the request", response.status_code, param, code)
+    raise Stop(who, got or message, remedy if got else "see where the service runs")

@@ -91,6 +91,10 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
 
 
 def _describe(errors: Any) -> str:
+    if errors[0]["type"] == "json_invalid":
+        return f"body: no JSON, {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
+    if errors[0]["loc"] == ("body",) and errors[0]["type"] == "model_attributes_type":
+        return "body: no JSON object; send one, with the header 'content-type: application/json'"
     shown = [f"{_param(error) or 'body'}: {error['msg']}{_got(error)}" for error in errors[:5]]
     more = f" (and {len(errors) - 5} more)" if len(errors) > 5 else ""
     return "; ".join(shown) + more
@@ -105,6 +109,8 @@ def _got(error: Mapping[str, Any]) -> str:
 
 
 def _param(error: Mapping[str, Any]) -> str | None:
+    if error["type"] == "json_invalid":
+        return None
     parts = [str(part) for part in error["loc"] if part not in ("body", "query", "header")]
     return ".".join(parts) or None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import fcntl
 import os
 import signal
 import socket
@@ -16,7 +17,9 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from conf.schema import Settings
+from operators.engines.models import resolve
 from operators.errors import Stop
+from operators.tiers import ModelFile
 from pipeline.graph import ANSWER_PATH
 from pipeline.host import Host, open_emitter
 from pipeline.service import Service
@@ -30,7 +33,16 @@ def launch(settings: Settings, *, profile: str | None, overrides: Sequence[str],
     """Run the service until SIGINT or SIGTERM. Raises ``Stop`` when it can't start."""
     began = time.monotonic()
     prepare_data_dir(settings.data_dir)
-    check_port(settings.http.host, settings.http.port)
+    check_port("http.port", settings.http.host, settings.http.port)
+    if settings.binding == "serve" and not settings.ray.address:
+        check_port("ray.dashboard_port", "127.0.0.1", settings.ray.dashboard_port)
+    with owned(settings.data_dir):
+        for problem in check_weights(settings):
+            say(f"  without {problem}", missing=problem)
+        _launch_owned(settings, profile, overrides, say, began)
+
+
+def _launch_owned(settings: Settings, profile: str | None, overrides: Sequence[str], say: Say, began: float) -> None:
     with _judge(settings, profile, overrides, say):
         run = _inproc if settings.binding == "inproc" else _serve
         run(settings, say, began)
@@ -40,7 +52,7 @@ def prepare_data_dir(path: Path) -> None:
     """Create the data directory and prove that it can be written. Raises ``Stop`` naming what is wrong."""
     probe = path / ".probe"
     try:
-        path.mkdir(parents=True, exist_ok=True)
+        path.mkdir(parents=True, exist_ok=True, mode=0o700)  # it will hold what users asked and were answered
         with probe.open("wb") as file:
             # Really written: sparse files and quotas make free space a promise that only a write keeps.
             file.write(b"\0" * PROBE_BYTES)
@@ -54,15 +66,57 @@ def prepare_data_dir(path: Path) -> None:
             probe.unlink()
 
 
-def check_port(host: str, port: int) -> None:
-    """Raise ``Stop`` if ``port`` is taken: HAProxy and uvicorn would say so late, and less clearly."""
+@contextlib.contextmanager
+def owned(path: Path) -> Iterator[None]:
+    """Hold the data directory for this process; the kernel lets go of it however the process ends.
+
+    Raises ``Stop`` at once if another service has it: the stores would say so too, but only once models are loaded.
+    """
+    with (path / "lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            remedy = "end that one, or set data_dir to another directory"
+            raise Stop("data_dir", f"{path} is in use by the service with pid {file.read().strip()}", remedy) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def check_weights(settings: Settings) -> list[str]:
+    """What tiers have to do without, in words. Raises ``Stop`` when the encoder or every tier is missing or damaged."""
+    cache = settings.data_dir / "cache"
+    cache.mkdir(exist_ok=True)
+    needed = [file for file in (settings.embed.model, settings.embed.tokenizer) if file is not None]
+    broken = [str(error) for file in needed if (error := _problem(file, cache))]
+    if broken:
+        raise Stop("embed", " / ".join(broken), "the encoder is needed for everything")
+    tiers = {tier.name: _problem(tier.model, cache) for tier in settings.tiers}
+    bad = [f"tier {name}: {error}" for name, error in tiers.items() if error]
+    if len(bad) == len(tiers):
+        raise Stop("generate", "no tier could be loaded: " + " / ".join(bad), "mend at least one")
+    return bad
+
+
+def _problem(file: ModelFile, cache: Path) -> str:
+    try:
+        resolve(file, cache)
+    except Stop as error:
+        return str(error)
+    return ""
+
+
+def check_port(name: str, host: str, port: int) -> None:
+    """Raise ``Stop`` if ``port`` is taken: who needs it would say so late, and less clearly. ``name``: the setting."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind((host, port))
         except OSError as error:
             what = "is in use" if error.errno == errno.EADDRINUSE else f"can't be used: {error.strerror}"
-            raise Stop("http.port", f"{host}:{port} {what}", "end what listens there or set http.port") from error
+            raise Stop(name, f"{host}:{port} {what}", f"end what listens there or set {name}") from error
 
 
 def _inproc(settings: Settings, say: Say, began: float) -> None:
@@ -114,7 +168,7 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
     from pipeline.serve import APP, application
 
     try:
-        with _until_signal() as wait:  # only now: starting Ray sets signal handlers of its own
+        with _asked_to_stop() as asked:  # only now: starting Ray sets signal handlers of its own
             say("  loading models into their deployments …", loading="deployments")
             with _deployments_shown(APP, say):
                 try:
@@ -123,8 +177,9 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
                     found = serve.status().applications[APP].deployments
                     reasons = [f"{name}: {_last(state.message)}" for name, state in found.items() if state.message]
                     raise Stop("serve", "; ".join(reasons) or str(error), "mend that and start again") from error
-            _announce(settings, say, began, settings.http.port, dashboard)
-            wait()
+            if not asked.is_set():
+                _announce(settings, say, began, settings.http.port, dashboard)
+                asked.wait()
             say("stopping …")
     finally:
         with contextlib.suppress(Exception):  # whatever Serve says while it ends, Ray ends everything next
@@ -165,17 +220,16 @@ def _deployments_shown(app: str, say: Say) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _until_signal() -> Iterator[Callable[[], None]]:
-    """Yields a function that returns at SIGINT or SIGTERM; a signal that comes before is kept."""
-    read, write = socket.socketpair()
-    before = {number: signal.signal(number, lambda *_: write.send(b"x")) for number in (signal.SIGINT, signal.SIGTERM)}
+def _asked_to_stop() -> Iterator[threading.Event]:
+    """An event that SIGINT and SIGTERM set, also while something else is waited for."""
+    asked = threading.Event()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in numbers}
     try:
-        yield lambda: (read.recv(1), None)[1]
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        read.close()
-        write.close()
 
 
 def _announce(settings: Settings, say: Say, began: float, port: int, dashboard: str) -> None:

@@ -38,6 +38,16 @@ def test_a_port_in_use(tmp_path):
     assert "http.port" in said
 
 
+def test_the_dashboard_s_port_in_use(tmp_path):
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        port = other.getsockname()[1]
+        ports = (f"http.port={free_port()}", f"ray.dashboard_port={port}")
+        said = refuses(tmp_path / "data", "binding=serve", *ports)
+    assert f"ray.dashboard_port: 127.0.0.1:{port} is in use" in said
+
+
 def test_a_data_directory_that_is_a_file(tmp_path):
     (tmp_path / "data").write_text("here first")
     assert "can't be written" in refuses(tmp_path / "data", "http.port=0")
@@ -105,7 +115,6 @@ def test_no_usable_weights_at_all_is_a_clear_end(tmp_path, damaged):
 def test_bad_encoder_weights_end_a_start_on_ray_with_the_reason(tmp_path):
     ports = (f"http.port={free_port()}", f"ray.dashboard_port={free_port()}")
     said = refuses(tmp_path / "data", "binding=serve", *ports, "embed.model.sha256=00")
-    assert "Embed" in said
     assert "SHA-256" in said
     assert "expected 00" in said
 
@@ -115,7 +124,7 @@ def test_a_second_service_on_the_same_data_is_refused(tmp_path):
     try:
         service.ingest()
         said = refuses(tmp_path / "data", "http.port=0")
-        assert "graph" in said
+        assert f"in use by the service with pid {service.process.pid}" in said
         assert "41" in service.ask("How tall is the Vell lighthouse?")["choices"][0]["message"]["content"]
     finally:
         assert service.stop() == 0
