@@ -119,6 +119,25 @@ def test_streams_and_errors_pass_through_haproxy(fused):
             client.chat.completions.create(model="auto", messages=[{"role": "user", "content": "hi"}], temperature=-1)
 
 
+def test_a_client_that_goes_away_stops_the_engine_behind_two_hops(fused):
+    """Left to run, these streams would keep the tier's two places busy for minutes."""
+    body = {
+        "messages": [{"role": "user", "content": "Tell me a very long story."}],
+        "model": "135M",
+        "max_tokens": 1500,
+        "temperature": 0,
+        "stream": True,
+    }
+    for _ in range(8):
+        with fused.http.stream("POST", "/v1/chat/completions", json=body) as response:
+            next(line for line in response.iter_lines() if '"content":"' in line and '"content":""' not in line)
+    with httpx.Client(base_url=fused.url, timeout=30, trust_env=False) as quick:
+        answer = quick.post("/v1/chat/completions", json={**body, "max_tokens": 4, "stream": False})
+        assert answer.status_code == 200
+        assert answer.json()["model"] == "135M"
+        assert answer.json()["ruvllm"]["degraded"] == []
+
+
 def test_documents_search_embeddings_and_models(fused, plain):
     assert fused.ingest()["added"] == 0
     for path, body in (
