@@ -44,7 +44,8 @@ def _placed(block: K, where: str) -> K:
     return block.model_copy(update=changes) if changes else block
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether ``host`` can be reached from this machine alone."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -75,7 +76,7 @@ class Http(Knobs):
 
     @model_validator(mode="after")
     def _keys_or_loopback(self) -> Http:
-        if not self.api_keys and not _is_loopback(self.host):
+        if not self.api_keys and not is_loopback(self.host):
             got = f"anyone who can reach host {self.host} would be let in, for api_keys is empty"
             raise ValueError(f"{got}; set http.api_keys, or http.host to 127.0.0.1")
         if any(not key.get_secret_value() or not tenant for key, tenant in self.api_keys.items()):
@@ -189,6 +190,11 @@ class Settings(Knobs):
     """The graph store, Kùzu."""
     documents: DocumentsConfig = DocumentsConfig()
     """Reading and cutting of documents."""
+
+    @property
+    def judge_model(self) -> ModelFile:
+        """The weights the judge runs on."""
+        return self.judge_job.model or self.tiers[-1].model
 
     @field_validator("data_dir")
     @classmethod

@@ -135,8 +135,9 @@ async def serve(settings: Settings, alone: bool = True) -> None:
     loop.add_signal_handler(signal.SIGTERM, stop.set)
     loop.add_signal_handler(signal.SIGINT, stop.set if alone else lambda: None)
     job = settings.judge_job
-    model = job.model or settings.tiers[-1].model
-    engine = make_engine(job.engine, model, settings.data_dir / "cache", context_tokens=job.context_tokens)
+    engine = make_engine(
+        job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
+    )
     log = SqliteLog(Path(settings.events.path))
     with contextlib.closing(log):
         log.open()

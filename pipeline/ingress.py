@@ -15,7 +15,7 @@ from fastapi.responses import JSONResponse
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
-from operators.records import Filter, Message, Neighbourhood, Query, Sampling
+from operators.records import Filter, Message, Query, Sampling
 from pipeline import http_errors
 from pipeline import schema as api
 from pipeline.guard import Guard
@@ -85,7 +85,7 @@ def create_app(service: Service) -> FastAPI:
     async def route(body: api.RouteRequest, who: Tenant, session: Session = None) -> api.RouteResponse:
         """Dry run: which route a question would take, why, and what would be read. Nothing is generated."""
         turn = await admitted(service.prepare(to_query(body, who, session, service)))
-        seen: Neighbourhood = service.neighbourhood(turn)
+        seen = turn.neighbourhood
         return api.RouteResponse(
             route=route_info(turn),
             passages=[

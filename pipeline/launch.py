@@ -39,13 +39,9 @@ def launch(settings: Settings, *, profile: str | None, overrides: Sequence[str],
     with owned(settings.data_dir):
         for problem in check_weights(settings):
             say(f"  without {problem}", missing=problem)
-        _launch_owned(settings, profile, overrides, say, began)
-
-
-def _launch_owned(settings: Settings, profile: str | None, overrides: Sequence[str], say: Say, began: float) -> None:
-    with _judge(settings, profile, overrides, say):
         run = _inproc if settings.binding == "inproc" else _serve
-        run(settings, say, began)
+        with _judge(settings, profile, overrides, say):
+            run(settings, say, began)
 
 
 def prepare_data_dir(path: Path) -> None:

@@ -14,7 +14,7 @@ import stat
 import sys
 from pathlib import Path
 
-from conf.schema import Settings
+from conf.schema import Settings, is_loopback
 from operators.errors import Stop
 
 _HAPROXY = """#!/bin/sh
@@ -38,7 +38,7 @@ def prepare(settings: Settings) -> dict[str, str]:
     """Set the environment that Ray reads, and return what was set. Must run before ``ray`` is imported."""
     if "ray" in sys.modules:
         raise Stop("ray", "it is imported already", "call prepare() first: Ray reads its environment on import")
-    loopback = _is_loopback(settings.http.host)
+    loopback = is_loopback(settings.http.host)
     ports = iter(_free_ports(3))
     chosen = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -109,10 +109,6 @@ def start(settings: Settings) -> str:
         )
     serve.start(http_options=HTTPOptions(host=settings.http.host, port=settings.http.port))
     return str(context.dashboard_url or "")
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
 
 
 def _free_ports(count: int) -> list[int]:

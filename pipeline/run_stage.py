@@ -118,8 +118,9 @@ async def _judge(trail: Trail, settings: Settings) -> bytes:
     if Interaction not in trail:
         raise Reject("run-stage", "no interaction", 'give one: {"interaction": {…}}')
     job = settings.judge_job
-    model = job.model or settings.tiers[-1].model
-    engine = make_engine(job.engine, model, settings.data_dir / "cache", context_tokens=job.context_tokens)
+    engine = make_engine(
+        job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
+    )
     judge = Judge(settings.judge, engine)
     try:
         await judge.start()

@@ -94,6 +94,11 @@ class Turn:
         return self.trail[Route]  # type: ignore[no-any-return]
 
     @property
+    def neighbourhood(self) -> Neighbourhood:
+        """The subgraph that was seen."""
+        return self.trail[Neighbourhood]  # type: ignore[no-any-return]
+
+    @property
     def context(self) -> Context:
         """What the engine gets to read."""
         return self.trail[Context]  # type: ignore[no-any-return]
@@ -193,10 +198,6 @@ class Service:
         """Write documents to the tenant's memory; durable and findable when it returns."""
         nodes = await self.backend.nodes(tenant, documents)
         return nodes, await self.backend.add(tenant, [node for each in nodes for node in each])
-
-    def neighbourhood(self, turn: Turn) -> Neighbourhood:
-        """The subgraph a prepared turn saw."""
-        return turn.trail[Neighbourhood]  # type: ignore[no-any-return]
 
 
 def new_session() -> str:
