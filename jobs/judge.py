@@ -25,13 +25,12 @@ from operators.engines.make import make_engine
 from operators.errors import RuvError
 from operators.judge import Judge
 from operators.records import Interaction, encode
+from operators.stores.make import open_log
 from operators.stores.ports import Event, EventLog
-from operators.stores.sqlite_log import SqliteLog
 from operators.stores.topics import (
     INTERACTIONS,
     JUDGEMENTS,
     ROUTER_UPDATES,
-    create_topics,
     event_headers,
     session_key,
 )
@@ -138,10 +137,7 @@ async def serve(settings: Settings, alone: bool = True) -> None:
     engine = make_engine(
         job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
     )
-    log = SqliteLog(Path(settings.events.path))
-    with contextlib.closing(log):
-        log.open()
-        create_topics(log, settings.events.partitions)
+    with contextlib.closing(open_log(Path(settings.events.path), settings.events.partitions)) as log:
         tidy = asyncio.create_task(_tidy(log, settings.events.retention_days * 86400))
         try:
             await run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)

@@ -67,6 +67,10 @@ class Operator(abc.ABC, Generic[In, Out]):
     async def run(self, batch: Sequence[In]) -> list[Out]:
         """One output for every input, in order."""
 
+    async def check(self) -> None:
+        """Raise if the stage can't work any more; cheap, and no query notices. A stage with nothing of its own to
+        lose keeps this."""
+
     async def close(self) -> None:
         """Give back what ``start`` took; safe to call twice."""
 

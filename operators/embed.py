@@ -127,6 +127,10 @@ class Embed(Operator[Query, Embedded]):
             for vector, tokens, truncated in zip(made.vectors, made.tokens, made.truncated, strict=True)
         ]
 
+    async def check(self) -> None:
+        """Encode one word."""
+        await self.texts(["check"], query=True)
+
     async def close(self) -> None:
         """Free the encoder."""
         if self._encoder is not None:

@@ -213,6 +213,13 @@ class Generate(Operator[GenerateInput, Answer]):
         room = engine.context_tokens - most
         return fit(template(tier.template), engine, one.query, one.context.passages, one.route.context_tokens, room)
 
+    async def check(self) -> None:
+        """Every engine that was loaded takes work. Raises ``Stop`` when there is none."""
+        if not self.engines:
+            raise Stop("generate", "no engine", "await start() first")
+        for engine in self.engines.values():
+            await engine.check()
+
     async def close(self) -> None:
         """Stop what runs and free the models."""
         for engine in self.engines.values():

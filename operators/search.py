@@ -75,6 +75,12 @@ class Search(Operator[SearchInput, Hits]):
         loop = asyncio.get_running_loop()
         return list(await asyncio.gather(*(loop.run_in_executor(self._threads, self._one, item) for item in batch)))
 
+    async def check(self) -> None:
+        """A free thread, within the caller's patience."""
+        if self._threads is None:
+            raise Stop(self.name, "no threads", "await start() first")
+        await asyncio.get_running_loop().run_in_executor(self._threads, lambda: None)
+
     async def close(self) -> None:
         """End the threads; searches under way finish first."""
         if self._threads is not None:

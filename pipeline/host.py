@@ -21,7 +21,7 @@ from operators.attend import Attend
 from operators.base import Operator
 from operators.embed import Embed
 from operators.engines.ports import Encoded
-from operators.errors import Retry, Stop
+from operators.errors import Retry, RuvError, Stop
 from operators.expand import Expand
 from operators.generate import Generate, GenerateInput
 from operators.ingest import Document, document_nodes
@@ -31,13 +31,14 @@ from operators.route import Router
 from operators.search import Search, SearchInput
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
+from operators.stores.make import open_log
 from operators.stores.memory import Added, Memory
 from operators.stores.ports import Node, SearchRequest
-from operators.stores.sqlite_log import SqliteLog
-from operators.stores.topics import create_topics
 from pipeline.emit import Emitter
 from pipeline.graph import Chain, Step, check
 
+CHECK_S = 2.0
+"""Seconds a stage may take to say that it works."""
 Progress = Callable[[str], None]
 _log = logging.getLogger("ruvllm.host")
 
@@ -174,10 +175,23 @@ class Host:
         assert self._memory is not None  # noqa: S101 - the plan gives this call to the host of search
         return await asyncio.to_thread(self._memory.add, tenant, nodes)
 
+    async def check(self) -> None:
+        """Raise if a stage that was started can't work any more; a tier that never could is no news."""
+        for stage in self._stages:
+            if self.failed is None:
+                await stage.check()
+
     async def checks(self) -> dict[str, bool]:
-        """Part → does it work now: what started works, so it is tiers that can be missing."""
-        stages = {stage.name: True for stage in self._stages if stage.name != "generate"}
-        return stages | {f"generate:{load.tier}": load.available for load in await self.load()}
+        """Part → does it work now."""
+        works = {}
+        for stage in self._stages:
+            try:
+                await asyncio.wait_for(stage.check(), CHECK_S)
+                works[stage.name] = True
+            except (RuvError, TimeoutError):
+                works[stage.name] = False
+        engines = works.pop("generate", True)
+        return works | {f"generate:{load.tier}": load.available and engines for load in await self.load()}
 
     async def _tend(self, memory: Memory) -> None:
         """Publish what came too soon after the last publication; now and then fold new rows into the indexes."""
@@ -219,15 +233,6 @@ def make_memory(settings: Settings) -> Memory:
 
 def open_emitter(settings: Settings) -> Emitter:
     """The started emitter of this process over the profile's event log."""
-    log = open_log(settings)
-    emitter = Emitter(log, capacity=settings.events.queue)
+    emitter = Emitter(open_log(Path(settings.events.path), settings.events.partitions), capacity=settings.events.queue)
     emitter.start()
     return emitter
-
-
-def open_log(settings: Settings) -> SqliteLog:
-    """The profile's event log, open, with its topics."""
-    log = SqliteLog(Path(settings.events.path))
-    log.open()
-    create_topics(log, settings.events.partitions)
-    return log

@@ -178,9 +178,12 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
                 asked.wait()
             say("stopping …")
     finally:
-        with contextlib.suppress(Exception):  # whatever Serve says while it ends, Ray ends everything next
-            serve.shutdown()
-        ray.shutdown()
+        # Whatever Serve says while it ends, Ray ends everything next; and Ray's threads print a failure for every
+        # replica whose last task is its own exit.
+        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+            with contextlib.suppress(Exception):
+                serve.shutdown()
+            ray.shutdown()
 
 
 def _last(trace: str) -> str:
@@ -198,7 +201,9 @@ def _deployments_shown(app: str, say: Say) -> Iterator[None]:
 
     def watch() -> None:
         seen: set[str] = set()
-        while not done.wait(0.5):
+        ended = False
+        while not ended:
+            ended = done.wait(0.5)  # and one last look when all are there
             found = serve.status().applications.get(app)
             deployments = found.deployments if found else {}
             for name, state in deployments.items():

@@ -4,7 +4,7 @@
                                                        → Memory (search and expand in one call; owns the stores)
                                                        → one Generator a tier
 
-Everything that knows Ray is here and in ``raylocal.py``. Errors of Ray become ours at one door, ``_translated``.
+Everything that knows Ray is here, in ``raylocal.py`` and in ``ray_errors.py``, where Ray's errors become ours.
 """
 
 from __future__ import annotations
@@ -14,12 +14,10 @@ import contextlib
 import dataclasses
 import logging
 import time
-from collections.abc import AsyncGenerator, Awaitable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncGenerator, Awaitable, Mapping, Sequence
+from typing import Any
 
-import ray
 from ray import serve
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
 from conf.schema import Settings
@@ -34,9 +32,9 @@ from operators.stores.ports import Node
 from pipeline.graph import LOCAL_TO_GATEWAY, Plan, Step, Trail, needs, plan
 from pipeline.host import Host, open_emitter
 from pipeline.ingress import create_app
+from pipeline.ray_errors import door, translated
 from pipeline.service import Service
 
-T = TypeVar("T")
 APP = "ruvllm"
 _log = logging.getLogger("ruvllm.serve")
 _WITHOUT: dict[str, Any] = {"search": Hits.none("memory"), "expand": Neighbourhood.none("memory")}
@@ -66,6 +64,10 @@ class StageHost:
     async def call(self, method: str, *args: Any) -> Any:
         """One of the host's other abilities: ``embed``, ``search``, ``encode``, ``nodes``, ``add``, ``load``."""
         return await getattr(self._host, method)(*args)
+
+    async def check_health(self) -> None:
+        """Asked by Serve every few seconds; three failures and the replica is replaced."""
+        await self._host.check()
 
     async def __del__(self) -> None:
         """Graceful shutdown: Serve awaits this after the last request."""
@@ -99,7 +101,9 @@ class ServeBackend:
 
     def __init__(self, settings: Settings, chains: Plan, handles: Mapping[str, DeploymentHandle]) -> None:
         self._chains = chains[:-1]
-        self._handles = handles
+        # Our records are plain data: pickle is enough, and cheaper than Serve's cloudpickle.
+        plain = {"request_serialization": "pickle", "response_serialization": "pickle"}
+        self._handles = {name: handle.options(**plain) for name, handle in handles.items()}
         self._tiers = [tier.name for tier in settings.tiers]
         self._away_after_s = settings.search.away_after_s
         self._local = Host(LOCAL_TO_GATEWAY, settings) if LOCAL_TO_GATEWAY in chains else None
@@ -133,7 +137,7 @@ class ServeBackend:
         return Step(written=tuple(written), timings=timings)
 
     async def _remote(self, chain: tuple[str, ...], wanted: Sequence[Any]) -> Step:
-        call: Awaitable[Step] = _translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
+        call: Awaitable[Step] = translated(chain[0], self._handles[chain[0]].run.remote(*wanted))
         if not set(chain) <= _WITHOUT.keys():
             return await call
         began = time.perf_counter()
@@ -168,7 +172,7 @@ class ServeBackend:
         response = self._handles[f"generate:{tier}"].options(stream=True).stream.remote(item)
         self._running[tier] += 1
         try:
-            with _door(f"generate:{tier}"):
+            with door(f"generate:{tier}"):
                 async for piece in response:
                     yield piece
         finally:
@@ -208,7 +212,7 @@ class ServeBackend:
         return await self._call("search", "add", tenant, nodes)  # type: ignore[no-any-return]
 
     async def _call(self, stage: str, method: str, *args: Any) -> Any:
-        return await _translated(stage, self._handles[stage].call.remote(method, *args))
+        return await translated(stage, self._handles[stage].call.remote(method, *args))
 
     async def checks(self) -> dict[str, bool]:
         """Asks every deployment now."""
@@ -274,31 +278,3 @@ def application(settings: Settings) -> serve.Application:
         health_check_period_s=5, graceful_shutdown_timeout_s=10,
     )  # fmt: skip
     return gateway.bind(settings, handles)
-
-
-async def _translated(who: str, response: Awaitable[T]) -> T:
-    with _door(who):
-        return await response
-
-
-@contextlib.contextmanager
-def _door(who: str) -> Iterator[None]:
-    """Where Ray's errors become ours."""
-    try:
-        yield
-    except RuvError:  # raised in the replica and handed on whole
-        raise
-    except BackPressureError as error:
-        raise Retry(who, "its queue is full", "try again", 1.0, 429) from error
-    except (DeploymentUnavailableError, ray.exceptions.RayError) as error:
-        if isinstance(error, ray.exceptions.RayTaskError) and isinstance(error.cause, RuvError):
-            raise error.cause from None
-        raise Retry(who, f"its replica is away: {type(error).__name__}", "it is being restarted; try again") from error
-    except Exception as error:  # Serve's own, of no common class, or a bug in the replica
-        _log.warning("%s failed", who, exc_info=error)
-        raise Retry(who, f"its replica failed: {type(error).__name__}", "try again; the log has the details") from error
-    except asyncio.CancelledError as error:
-        task = asyncio.current_task()
-        if task is not None and task.cancelling():
-            raise  # we were cancelled, not the replica's work
-        raise Retry(who, "its replica cancelled the call", "it is being restarted; try again") from error

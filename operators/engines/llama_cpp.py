@@ -222,6 +222,10 @@ class LlamaCpp:
         """Requests waiting or running now."""
         return self._workers.running
 
+    async def check(self) -> None:
+        """Not closed. The one worker may be busy with a long answer, so it is not asked."""
+        self._workers.check()
+
     def memory_bytes(self) -> int:
         """Size of the weights and an upper bound of the KV memory."""
         return self._bytes if self._llama is not None else 0

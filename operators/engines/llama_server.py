@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 import shutil
 import tempfile
@@ -174,12 +175,20 @@ class LlamaServer:
 
     def counter(self, name: str) -> float:
         """One of the server's own counters, such as ``tokens_predicted_total``."""
-        lines = self._server.handle_metrics().splitlines()
+        server = self._server
+        if server is None:
+            raise Retry(f"engine {self.model}", "the model is closed", "ask another replica")
+        lines = server.handle_metrics().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
     def queue(self) -> int:
         """Requests waiting or running now."""
         return self._workers.running
+
+    async def check(self) -> None:
+        """The server's loop answers between two steps; asked from a thread of its own, for the workers may be busy."""
+        self._workers.check()
+        await asyncio.to_thread(self.counter, "tokens_predicted_total")
 
     def memory_bytes(self) -> int:
         """Size of the weights and an upper bound of the KV memory of all slots."""

@@ -32,7 +32,7 @@ class Workers:
 
     async def call(self, work: Callable[[], T]) -> T:
         """The result of ``work``, run in a thread. Raises ``Retry`` when closed."""
-        self._check()
+        self.check()
         self.running += 1
         try:
             return await asyncio.get_running_loop().run_in_executor(self._pool, work)
@@ -44,7 +44,7 @@ class Workers:
 
         ``work`` runs in a thread and must end soon after ``stopped()`` is true: once the iterator is closed, it is.
         """
-        self._check()
+        self.check()
         loop = asyncio.get_running_loop()
         stop = threading.Event()
         # An item is a value in a tuple, the error that ended the work, or None at its end.
@@ -84,7 +84,8 @@ class Workers:
             fail()
         await asyncio.to_thread(self._pool.shutdown)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise ``Retry`` when closed."""
         if self._closed:
             raise self._gone()
 

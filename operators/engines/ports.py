@@ -73,6 +73,9 @@ class Engine(Protocol):
     def queue(self) -> int:
         """Requests waiting or running now."""
 
+    async def check(self) -> None:
+        """Raise ``Retry`` if the engine takes no work any more; no request and no cached prompt is disturbed."""
+
     def memory_bytes(self) -> int:
         """Weights plus KV memory, as far as the engine knows."""
 

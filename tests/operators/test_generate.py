@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import importlib.util
 import itertools
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -14,11 +14,11 @@ import numpy as np
 import pytest
 
 from operators import generate
-from operators.engines.ports import Generated, Generation
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.generate import Generate, GenerateInput
 from operators.records import Answer, Context, Message, Passage, Query, Route, Sampling
 from operators.tiers import ModelFile, Tier
+from tests.scripted import Scripted
 
 
 def beside(path: str) -> ModuleType:
@@ -70,47 +70,6 @@ def ask(text: str, routed: str, *facts: str, context_tokens: int = 256, **sampli
         created_at=0.0,
     )
     return GenerateInput(query=query, route=route, context=Context(passages=context, tokens=9, ranking="similarity"))
-
-
-class Scripted:
-    """An engine that says given pieces, one character a token, and fails where it is told to."""
-
-    context_tokens = 400
-
-    def __init__(self, pieces: list[str], fails_at: int | None = None, broken: bool = False) -> None:
-        self.model = "scripted"
-        self.pieces, self.fails_at, self.broken = pieces, fails_at, broken
-        self.requests: list[Generation] = []
-        self.closed = self.abandoned = False
-
-    async def start(self) -> None:
-        if self.broken:
-            raise Stop("model scripted", "checksum differs", "download it again")
-
-    def tokenize(self, text: str, *, special: bool = False) -> list[int]:
-        return [ord(char) for char in text]
-
-    def bos(self) -> tuple[int, ...]:
-        return ()
-
-    def queue(self) -> int:
-        return 3
-
-    async def generate(self, request: Generation) -> AsyncGenerator[Generated, None]:
-        self.requests.append(request)
-        try:
-            for i, piece in enumerate(self.pieces):
-                if i == self.fails_at:
-                    raise RuntimeError("llama_decode returned -3")
-                yield Generated(text=piece)
-            counts = {"prompt_tokens": len(request.prompt), "completion_tokens": len(self.pieces)}
-            yield Generated(text="", finish_reason="stop", **counts)
-        except GeneratorExit:
-            self.abandoned = True
-            raise
-
-    async def close(self) -> None:
-        self.closed = True
 
 
 async def scripted(monkeypatch: pytest.MonkeyPatch, engines: dict[str, Scripted], **config: Any) -> Generate:

@@ -2,6 +2,8 @@
 
 import ipaddress
 import json
+import subprocess
+import sys
 
 import grpc
 import httpx
@@ -170,6 +172,36 @@ def test_a_killed_generator_is_covered_by_the_other_tier_and_comes_back(fused):
         assert "tier:270M→135M" in answer["ruvllm"]["degraded"]
     fused.wait_ready()
     assert fused.ask(QUESTIONS[0][0], model="270M")["model"] == "270M"
+
+
+# Runs beside the service, as a member of its cluster: closes the encoder inside the living replica.
+BREAK = """
+import asyncio, sys, ray
+from ray import serve
+ray.init(address=sys.argv[1], log_to_driver=False, logging_level="error")
+async def close():
+    await serve.get_deployment_handle("Embed", "ruvllm").call.remote("close")
+asyncio.run(close())
+"""
+
+
+def test_a_replica_that_lives_but_can_t_work_is_replaced(fused):
+    def embedder():
+        (found,) = [p for p in fused.family() if "ServeReplica:ruvllm:Embed" in " ".join([p.name(), *p.cmdline()])]
+        return found
+
+    before = embedder()
+    (address,) = {w for p in fused.family() for w in p.cmdline() if w.startswith("--gcs-address=")}
+    breaking = [sys.executable, "-c", BREAK, address.removeprefix("--gcs-address=")]
+    subprocess.run(breaking, env=before.environ(), check=True, timeout=120, stdout=subprocess.DEVNULL)
+    # The process is there and answers Serve; only its own check knows.
+    refused = fused.http.post("/v1/embeddings", json={"model": "auto", "input": "fish"})
+    assert refused.status_code >= 500, refused.text
+    assert "embed" in refused.json()["error"]["message"]
+    assert before.is_running()
+    fused.wait_ready()
+    assert embedder().pid != before.pid
+    assert fused.ask(QUESTIONS[0][0])["ruvllm"]["degraded"] == []
 
 
 def test_without_its_memory_it_answers_without_context_and_says_so(fused):

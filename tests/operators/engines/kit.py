@@ -170,6 +170,13 @@ async def check_a_shared_prefix_is_not_computed_again(engine: Engine) -> None:
     assert last.cached_tokens >= last.prompt_tokens - 8
 
 
+async def check_it_says_that_it_works_also_while_it_works(engine: Engine) -> None:
+    async with aclosing(engine.generate(request(engine, max_tokens=30))) as stream:
+        await anext(stream)
+        await engine.check()
+    await engine.check()
+
+
 CHECKS = [
     check_streams_then_finishes_with_counts,
     check_temperature_0_is_deterministic,
@@ -183,4 +190,5 @@ CHECKS = [
     check_scores_are_log_probabilities,
     check_greedy_takes_the_most_probable,
     check_a_shared_prefix_is_not_computed_again,
+    check_it_says_that_it_works_also_while_it_works,
 ]

@@ -131,6 +131,8 @@ async def test_closing_an_engine_ends_its_streams(kind: str, tmp_path: Path) -> 
             pass
     with pytest.raises(Retry, match="closed"):
         await kit.collect(made, Generation(prompt=(1,), max_tokens=1, temperature=0.0, top_p=1.0))
+    with pytest.raises(Retry, match="closed"):
+        await made.check()
 
 
 @pytest.mark.parametrize("kind", ["llama_cpp", "llama_server"])
