@@ -88,6 +88,11 @@ class Http(Knobs):
                 raise ValueError(f"{error.got}; {error.remedy}") from None
         return self
 
+    def url(self, port: int = 0) -> str:
+        """Where it listens; ``port`` if the free one that was taken is known."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{port or self.port}"
+
 
 class RayCluster(Knobs):
     """Ray, for binding ``serve``."""

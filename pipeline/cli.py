@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from conf.load import Loaded, load
 from conf.schema import Settings
 from operators.errors import Reject, RuvError
+from operators.tiers import ModelFile
 from pipeline.client import Client
 
-app = typer.Typer(help="RuvLLM: answers from the smallest local model that will do.", no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["--help", "-h"]})
 models_app = typer.Typer(help="The models of the profile.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings of the profile.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
@@ -30,7 +31,7 @@ err = Console(stderr=True, highlight=False, soft_wrap=True)
 Profile = Annotated[str | None, typer.Option("--profile", "-p", help="local, edge, server, cluster or test")]
 Sets = Annotated[list[str] | None, typer.Option("--set", help="override one setting: --set search.k=3")]
 AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
-Url = Annotated[str | None, typer.Option(help="the service's address [default: the profile's http.host and http.port]")]
+Url = Annotated[str | None, typer.Option(help="the service's address", show_default="http.host and http.port")]
 Key = Annotated[str | None, typer.Option(help="API key, if the service asks for one")]
 
 
@@ -41,6 +42,14 @@ def main() -> None:
     except RuvError as error:
         err.print(f"[red]error:[/red] {_plain(str(error))}")
         sys.exit(1)
+
+
+@app.callback(invoke_without_command=True)
+def options(show: Annotated[bool, typer.Option("--version", help="print the version")] = False) -> None:
+    """RuvLLM: answers from the smallest local model that will do."""
+    if show:
+        print(f"ruvllm {version('ruvllm')}")
+        raise typer.Exit
 
 
 @app.command()
@@ -69,20 +78,21 @@ def ask(
 ) -> None:
     """Ask a running service; the answer streams, then route, memory and timings are shown."""
     if question == "-":
-        question = sys.stdin.read()
+        question = _stdin().decode(errors="surrogateescape")
     body: dict[str, Any] = {
         "model": model,
         "messages": [{"role": "user", "content": question}],
-        "stream_options": {"include_usage": True},
         "ruvllm": {"explain": explain},
     }
-    body |= {} if max_tokens is None else {"max_tokens": max_tokens}
-    body |= {} if temperature is None else {"temperature": temperature}
+    # The session not as a header: that carries ASCII only.
+    given = {"max_tokens": max_tokens, "temperature": temperature, "user": session}
+    body |= {name: value for name, value in given.items() if value is not None}
     if not question.strip():
         raise Reject("ask", "an empty question", "ask something")
+    client = _client(profile, set_, url, api_key)
     text, last = "", {}
     try:
-        for chunk in _client(profile, set_, url, api_key).stream(body, session):
+        for chunk in client.stream(body):
             piece = "".join(choice["delta"].get("content") or "" for choice in chunk["choices"])
             text += piece
             if not as_json:
@@ -107,7 +117,7 @@ def ask(
     for citation in facts["citations"]:
         out.print(f"[dim]memory[/dim]  {_plain(citation['source'])}  {citation['score']:.3f}  {citation['node_id']}")
     if not facts["citations"]:
-        out.print("[dim]memory[/dim]  nothing used")
+        out.print(f"[dim]memory[/dim]  {_plain(client.unused(question, _load(profile, set_).settings))}")
     shown = "  ".join(f"{name} {seconds * 1000:.1f}" for name, seconds in facts["timings"].items())
     out.print(f"[dim]ms[/dim]      {shown}")
     if facts["degraded"]:
@@ -124,7 +134,7 @@ def ingest(
     as_json: AsJson = False,
 ) -> None:
     """Add documents to the memory of a running service. The same file twice adds nothing."""
-    from pipeline.ingest_files import find, send
+    from pipeline.ingest_files import SUFFIXES, find, send
 
     settings = _load(profile, set_).settings
     client = _client(profile, set_, url, api_key)
@@ -134,6 +144,8 @@ def ingest(
         report = send(client, files, settings, lambda: progress.advance(task))
     if as_json:
         _json(report)
+    elif not files:
+        out.print(f"nothing to ingest there: no {', '.join(sorted(SUFFIXES))} files")
     else:
         for bad in report["refused"]:
             err.print(f"[yellow]refused[/yellow] {_plain(bad['error'])}")
@@ -147,8 +159,8 @@ def ingest(
 
 @app.command()
 def search(
-    query: str,
-    k: Annotated[int, typer.Option(help="hits")] = 5,
+    query: Annotated[str, typer.Argument(help="what to look for")],
+    k: Annotated[int, typer.Option("--k", "-k", help="hits at most")] = 5,
     profile: Profile = None,
     set_: Sets = None,
     url: Url = None,
@@ -161,7 +173,8 @@ def search(
         _json(found)
         return
     for hit in found["hits"]:
-        out.print(f"[bold]{hit['score']:.4f}[/bold]  cos {hit['similarity']:.2f}  {_plain(hit['source'])}")
+        scores = f"score {hit['score']:.4f}  similarity {hit['similarity']:.3f}"
+        out.print(f"[bold]{_plain(hit['source'] or hit['node_id'])}[/bold]  {scores}")
         out.print("  " + _plain(" ".join(hit["text"].split())[:200]))
     if not found["hits"]:
         out.print("nothing found")
@@ -169,35 +182,44 @@ def search(
 
 @app.command()
 def status(profile: Profile = None, set_: Sets = None, url: Url = None, as_json: AsJson = False) -> None:
-    """Whether the service is up, and every part of it. Exit code 1 if not ready."""
-    health = _client(profile, set_, url, None).get("/readyz")
+    """Whether the service is up, and every part of it. Exit code 0 if all of it works, else 1."""
+    health = _client(profile, set_, url, None).health()
     if as_json:
         _json(health)
+    elif not health["up"]:
+        err.print(f"[red]error:[/red] {_plain(health['error'])}")
     else:
         out.print(f"{health['status']}  (version {health['version']})")
         for part, works in health["checks"].items():
             out.print(f"  {'[green]ok[/green]  ' if works else '[red]away[/red]'} {part}")
-    if health["status"] != "ok":
+    if health.get("status") != "ok":
         raise typer.Exit(1)
 
 
 @models_app.command("list")
 def models_list(profile: Profile = None, set_: Sets = None, as_json: AsJson = False) -> None:
-    """The tiers of the profile and whether their weights are here and whole."""
+    """The models of the profile and whether their weights are here and whole. Exit code 1 if one is not."""
     from operators.engines.models import inspect
 
     settings = _load(profile, set_).settings
-    cache = settings.data_dir / "cache"
-    rows = [{"tier": tier.name, "engine": tier.engine, **inspect(tier.model, cache)} for tier in settings.tiers]
-    rows.append({"tier": "(embed)", "engine": settings.embed.backend, **inspect(settings.embed.model, cache)})
+    embed, judge, cache = settings.embed, settings.judge_job, settings.data_dir / "cache"
+    models: list[tuple[str, str, ModelFile | None]] = [
+        *((tier.name, tier.engine, tier.model) for tier in settings.tiers),
+        ("(embed)", embed.backend, embed.model),
+        ("(tokenizer)", embed.backend, embed.tokenizer),
+        ("(judge)", judge.engine, judge.model if judge.enabled else None),
+    ]
+    rows = [{"tier": name, "engine": engine, **inspect(model, cache)} for name, engine, model in models if model]
     if as_json:
         _json(rows)
-        return
-    table = Table("tier", "model", "engine", "MB", "weights", "licence")
-    for row in rows:
-        size = f"{row['bytes'] / 1e6:.0f}" if row["bytes"] else "-"
-        table.add_row(row["tier"], row["id"], row["engine"], size, row["state"], row["licence"])
-    out.print(table)
+    else:
+        for row in rows:  # no table: it would cut the paths
+            size = f"{row['bytes'] / 1e6:.1f} MB  " if row["bytes"] else ""
+            what = _plain(f"{row['id']}  {row['engine']}  {size}{row['licence']}")
+            out.print(f"[bold]{_plain(row['tier'])}[/bold]  {what}")
+            out.print(_plain(f"  {row['state']}  {row['path']}".rstrip()), style=None if row["path"] else "red")
+    if not all(row["path"] for row in rows):
+        raise typer.Exit(1)
 
 
 @config_app.command("show")
@@ -231,7 +253,7 @@ def run_stage(
 
     from pipeline.run_stage import run
 
-    print(asyncio.run(run(stage, sys.stdin.buffer.read(), _load(profile, set_).settings)).decode())
+    print(asyncio.run(run(stage, _stdin(), _load(profile, set_).settings)).decode())
 
 
 def _load(profile: str | None, overrides: list[str] | None) -> Loaded[Settings]:
@@ -240,9 +262,14 @@ def _load(profile: str | None, overrides: list[str] | None) -> Loaded[Settings]:
 
 def _client(profile: str | None, overrides: list[str] | None, url: str | None, api_key: str | None) -> Client:
     if url is None:
-        http = _load(profile, overrides).settings.http
-        url = f"http://{http.host}:{http.port}"
+        url = _load(profile, overrides).settings.http.url()
     return Client(url, api_key)
+
+
+def _stdin() -> bytes:
+    if sys.stdin.isatty():
+        err.print("reading standard input; Ctrl-D ends it")
+    return sys.stdin.buffer.read()
 
 
 def _say(as_json: bool) -> Callable[..., None]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import difflib
 import logging
 import math
-from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from operators.errors import Reject, Retry, RuvError
+from pipeline.bad_requests import describe
 from pipeline.schema import ErrorBody, ErrorDetail
 
 DOCUMENTED: dict[int | str, dict[str, Any]] = {
@@ -69,13 +71,14 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
         assert isinstance(error, RuvError)  # noqa: S101 - what the handler is registered for
         return from_error(error)
 
-    async def invalid(_: Request, error: Exception) -> JSONResponse:
+    async def invalid(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RequestValidationError)  # noqa: S101 - as above
-        return error_response(400, _describe(error.errors()), param=_param(error.errors()[0]))
+        message, param = describe(error.errors(), get_type_hints(request.scope["endpoint"]).get("body", BaseModel))
+        return error_response(400, message, param=param)
 
-    async def http(_: Request, error: Exception) -> JSONResponse:
+    async def http(request: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, HTTPException)  # noqa: S101 - as above
-        response = error_response(error.status_code, str(error.detail))
+        response = error_response(error.status_code, _astray(request, error))
         response.headers.update(error.headers or {})
         return response
 
@@ -90,29 +93,16 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
 
 
-def _describe(errors: Any) -> str:
-    if errors[0]["type"] == "json_invalid":
-        return f"body: no JSON, {errors[0]['ctx']['error']} at character {errors[0]['loc'][-1]}"
-    if errors[0]["loc"] == ("body",) and errors[0]["type"] == "model_attributes_type":
-        return "body: no JSON object; send one, with the header 'content-type: application/json'"
-    shown = [f"{_param(error) or 'body'}: {error['msg']}{_got(error)}" for error in errors[:5]]
-    more = f" (and {len(errors) - 5} more)" if len(errors) > 5 else ""
-    return "; ".join(shown) + more
-
-
-def _got(error: Mapping[str, Any]) -> str:
-    value = error.get("input")
-    if isinstance(value, str | int | float | bool) or value is None:
-        text = repr(value)
-        return f", got {text if len(text) <= 80 else text[:77] + '...'}"
-    return ""
-
-
-def _param(error: Mapping[str, Any]) -> str | None:
-    if error["type"] == "json_invalid":
-        return None
-    parts = [str(part) for part in error["loc"] if part not in ("body", "query", "header")]
-    return ".".join(parts) or None
+def _astray(request: Request, error: HTTPException) -> str:
+    """The message for a path or a method that there is not; others carry their own."""
+    path = request.url.path[:200]
+    if error.status_code == 405:
+        return f"{path}: it doesn't take {request.method}; use {(error.headers or {}).get('Allow')}"
+    if error.status_code != 404:
+        return str(error.detail)
+    paths = [route.path for route in request.app.routes]
+    near = difflib.get_close_matches(path, paths, n=1, cutoff=0.75)
+    return f"{path}: no such path; " + (f"did you mean {near[0]}?" if near else "/docs lists them")
 
 
 class BodyLimit:

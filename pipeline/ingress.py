@@ -26,7 +26,7 @@ from pipeline.service import Service, new_session
 T = TypeVar("T")
 
 
-def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
+async def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
     guard: Guard = request.app.state.guard
     return guard.tenant(authorization)
 
@@ -186,6 +186,11 @@ def create_app(service: Service) -> FastAPI:
             hits=[api.SearchHit(**{name: getattr(hit, name) for name in fields}) for hit in hits.hits],
             degraded=list(hits.degraded),
         )
+
+    @app.get("/", tags=["Health"])
+    async def root() -> api.Root:
+        """What listens here, and where to look next."""
+        return api.Root(**api.ROOT)
 
     @app.get("/healthz", tags=["Health"])
     async def healthz() -> api.Health:

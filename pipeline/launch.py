@@ -234,7 +234,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 
 def _announce(settings: Settings, say: Say, began: float, port: int, dashboard: str) -> None:
-    url = f"http://{settings.http.host}:{port}"
+    url = settings.http.url(port)
     seconds = time.monotonic() - began
     say(
         f"RuvLLM listens on {url} (profile {settings.profile}, binding {settings.binding}; ready in {seconds:.0f} s)",

@@ -7,6 +7,7 @@ Fields that only have an effect at a value we don't offer (``n`` other than 1) a
 
 from __future__ import annotations
 
+from importlib.metadata import version
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -335,6 +336,28 @@ class Health(_Out):
     status: Literal["ok", "degraded", "away"]
     checks: dict[str, bool]
     version: str
+
+
+ROOT: dict[str, Any] = {
+    "service": "RuvLLM",
+    "version": version("ruvllm"),
+    "paths": {
+        "/docs": "every endpoint, to try in a browser",
+        "/v1/models": "what 'model' may name",
+        "/readyz": "whether every part works",
+    },
+}
+"""What ``GET /`` answers."""
+
+
+class Root(_Out):
+    """What listens here, and ``paths`` to try first."""
+
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ROOT]})
+
+    service: str
+    version: str
+    paths: dict[str, str]
 
 
 class ErrorDetail(_Out):

@@ -68,12 +68,13 @@ class Running:
         self.sets = (f"data_dir={data_dir}", *sets)
         self.profile = profile
         self.env = env or {}
+        self.module = "pipeline.cli"
         self.lines: list[dict] = []
         self.url = ""
 
     def command(self, name: str, *args: str) -> list[str]:
         sets = [word for item in self.sets for word in ("--set", item)]
-        return [sys.executable, "-m", "pipeline.cli", name, *args, "--profile", self.profile, *sets]
+        return [sys.executable, "-m", self.module, name, *args, "--profile", self.profile, *sets]
 
     def start(self) -> Running:
         self._errors = self.log.open("ab")

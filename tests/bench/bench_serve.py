@@ -1,8 +1,9 @@
 """The service: seconds a stage, requests per second and memory, by binding and plan, beside plain FastAPI on uvicorn.
 
 Every binding runs alone on a copy of the same memory (20,000 nodes). In each round the same number of requests goes to
-the peer's no-op, our no-op (``/healthz``) and our whole path up to the engine (``/v1/route``), one kind after another,
-so what the machine does meanwhile hits all alike. The engines' own speed is ``bench_generate``'s matter.
+the peer's no-op, our no-op (``/healthz``), our path up to the engine (``/v1/route``) and whole chat completions, one
+kind after another, so what the machine does meanwhile hits all alike. The engine is a mock that answers at once
+(``mocked.py``): the real ones' speed is ``bench_generate``'s matter.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from conf.load import load
 from operators.embed import Embed
 from operators.stores.ports import Node
 from pipeline.host import make_memory
-from tests.service import Running, free_port
+from tests.service import ROOT, Running, free_port
 
 NODES, TEXTS = 20_000, 400
 ROUNDS, REQUESTS = 5, 40
@@ -150,20 +151,26 @@ async def measure(url: str, peer_url: str) -> dict[str, Any]:
                     break
             await asyncio.sleep(0.1)
         for concurrency in (1, 8, 32):
-            kinds: dict[str, list[dict[str, Any]]] = {"peer no-op": [], "no-op": [], "whole path": []}
+            kinds: dict[str, list[dict[str, Any]]] = {
+                "peer no-op": [],
+                "no-op": [],
+                "up to the engine": [],
+                "whole request": [],
+            }
             for turn in range(ROUNDS + 1):
                 questions = [{"messages": [{"role": "user", "content": " ".join(rng.choice(WORDS, 8))}]}] * REQUESTS
                 got = {
                     "peer no-op": await volley(client, f"{peer_url}/healthz", [None] * REQUESTS, concurrency),
                     "no-op": await volley(client, f"{url}/healthz", [None] * REQUESTS, concurrency),
-                    "whole path": await volley(client, f"{url}/v1/route", questions, concurrency),
+                    "up to the engine": await volley(client, f"{url}/v1/route", questions, concurrency),
+                    "whole request": await volley(client, f"{url}/v1/chat/completions", questions, concurrency),
                 }
                 if turn == 0:
                     continue  # warm-up
                 for kind, result in got.items():
                     kinds[kind].append(result)
                 if concurrency == 1:
-                    for answer in got["whole path"]["answers"]:
+                    for answer in got["up to the engine"]["answers"]:
                         for stage, seconds in answer["timings"].items():
                             stages.setdefault(stage, []).append(seconds * 1e3)
             report[f"c={concurrency}"] = {
@@ -179,6 +186,18 @@ async def measure(url: str, peer_url: str) -> dict[str, Any]:
             }
     report["stages_ms"] = {stage: statistics.median(values) for stage, values in stages.items()}
     return report
+
+
+@contextlib.contextmanager
+def running(module: str, *settings: Any) -> Iterator[Running]:
+    """The service, started as ``python -m MODULE serve``."""
+    service = Running(*settings, "judge_job.enabled=false", "http.max_queued=64", env={"PYTHONPATH": str(ROOT)})
+    service.module = module
+    service.start()
+    try:
+        yield service
+    finally:
+        service.stop()
 
 
 def resident(service: Running) -> float:
@@ -203,27 +222,23 @@ def main() -> None:
             data = Path(root) / name.replace(" ", "-").replace(",", "")
             shutil.copytree(Path(root) / "filled", data)
             ports = () if "inproc" in name else (f"http.port={free_port()}", f"ray.dashboard_port={free_port()}")
-            service = Running(data, *sets, *ports, "judge_job.enabled=false", "http.max_queued=64").start()
-            try:
-                with peer() as peer_url:
-                    memory = resident(service)
-                    report[name] = {**asyncio.run(measure(service.url, peer_url)), "idle_mib": memory}
-                    report[name]["ready_s"] = service.lines[-1]["seconds"]
-            finally:
-                service.stop()
+            with running("pipeline.cli", data, *sets, *ports) as service:  # as users have it
+                idle = {"idle_mib": resident(service), "ready_s": service.lines[-1]["seconds"]}
+            with running("tests.bench.mocked", data, *sets, *ports) as service, peer() as peer_url:
+                report[name] = asyncio.run(measure(service.url, peer_url)) | idle
     print(f"milliseconds a stage, p50, {NODES} nodes, one request at a time")
     print(f"{'':32}" + "".join(f"{stage:>10}" for stage in BUDGET_MS) + f"{'over HTTP':>12}")
     print(f"{'budget':32}" + "".join(f"{budget:>10}" for budget in BUDGET_MS.values()) + f"{20:>12}")
     for name, row in report.items():
         stages = "".join(f"{row['stages_ms'][stage]:>10.2f}" for stage in BUDGET_MS)
-        print(f"{name:32}{stages}{row['c=1']['whole path']['p50_ms']:>12.1f}")
+        print(f"{name:32}{stages}{row['c=1']['up to the engine']['p50_ms']:>12.1f}")
     print("\nrequests: p50 / p99 ms, requests per second (ratio to plain FastAPI's no-op in the same round)")
     for name, row in report.items():
         print(f"{name}: {row['idle_mib']:.0f} MiB idle, ready in {row['ready_s']:.0f} s")
         for level in ("c=1", "c=8", "c=32"):
             for kind, f in row[level].items():
                 ratio = f"{f['qps_to_peer']:.2f}"
-                print(f"  {level:5} {kind:11} {f['p50_ms']:8.2f} /{f['p99_ms']:8.2f}  {f['qps']:8.0f}  ({ratio})")
+                print(f"  {level:5} {kind:16} {f['p50_ms']:8.2f} /{f['p99_ms']:8.2f}  {f['qps']:8.0f}  ({ratio})")
     print(json.dumps(report))
 
 

@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HEAVY = ("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf")
-KNOWS_RAY = {"pipeline.serve"}
+KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
 KNOWS_TORCH = {"operators.networks.fastgrnn_torch", "operators.engines.torch_encoder"}
 
 
@@ -35,4 +35,5 @@ def test_no_module_loads_anything_heavy_on_import():
 
 @pytest.mark.parametrize("name", sorted(KNOWS_RAY))
 def test_the_exceptions_are_still_needed(name):
-    assert "import ray" in (ROOT / (name.replace(".", "/") + ".py")).read_text()
+    lines = (ROOT / (name.replace(".", "/") + ".py")).read_text().splitlines()
+    assert any(line.startswith(("import ray", "from ray")) for line in lines)

@@ -56,6 +56,80 @@ def test_impossible_parameters(inproc, change, param):
         assert param.split(".")[-1] in detail["message"]
 
 
+TEXT = [{"type": "text", "txt": "x"}]
+FAR = {f"zzz{i}": 0 for i in range(100)}
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "param", "said"),
+    [
+        ("chat/completions", {"max_tokns": 3}, "max_tokns", "did you mean max_tokens?"),
+        ("route", {"max_tokns": 3}, "max_tokns", "did you mean max_tokens?"),
+        ("chat/completions", {"explain": True}, "explain", "did you mean ruvllm.explain?"),
+        ("chat/completions", {"ruvllm": {"explane": True}}, "ruvllm.explane", "did you mean ruvllm.explain?"),
+        ("chat/completions", {"ruvllm": {"top_p": 1}}, "ruvllm.top_p", "did you mean top_p?"),
+        (
+            "chat/completions",
+            {"ruvllm": {"filter": {"source": ["x"]}}},
+            "ruvllm.filter.source",
+            "did you mean ruvllm.filter.sources?",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": "x", "nmae": "y"}]},
+            "messages.0.nmae",
+            "did you mean messages.0.name?",
+        ),
+        (
+            "chat/completions",
+            {"messages": [{"role": "user", "content": [*TEXT, {"type": "text", "text": "x"}]}]},
+            "messages.0.content.0.text",
+            "messages.0.content.0.txt: unknown field (did you mean messages.0.content.0.text?)",
+        ),
+        ("chat/completions", {"tools": []}, "tools", "known here: model, messages, stream,"),
+        ("chat/completions", FAR, "zzz0", "(and 95 more)"),
+        ("documents", {"documents": [{"text": "x", "sauce": "y"}]}, "documents.0.sauce", "documents.0.source?"),
+        ("documents", {"documents": [{"text": "x"}], "id": "y"}, "id", "did you mean documents.N.id?"),
+        ("memory/search", {"query": "x", "filters": {}}, "filters", "did you mean filter?"),
+        ("memory/search", {"q": "x"}, "query", "q: unknown field (known here: query, k, filter)"),
+        ("embeddings", {"input": "x", "dimension": 3}, "dimension", "did you mean dimensions?"),
+    ],
+)
+def test_an_unknown_field_names_the_nearest_known_one(inproc, path, change, param, said):
+    body = {**GOOD, **change} if path in ("chat/completions", "route") else change
+    detail = error(post(inproc, body, f"/v1/{path}"), 400)
+    assert detail["param"] == param
+    assert said in detail["message"]
+    with (
+        openai.OpenAI(base_url=f"{inproc.url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(openai.BadRequestError) as raised,
+    ):
+        client.post(f"/{path}", body=body, cast_to=object)
+    assert (raised.value.param, raised.value.type) == (param, "invalid_request_error")
+    assert said in raised.value.message
+
+
+@pytest.mark.parametrize(
+    ("content", "param", "said"),
+    [
+        (3, "messages.0.content", "valid string"),
+        ([{"type": "image_url", "image_url": {"url": "x"}}], "messages.0.content.0.type", "got 'image_url'"),
+    ],
+)
+def test_errors_in_a_union_name_the_field_as_it_was_sent(inproc, content, param, said):
+    detail = error(post(inproc, {"messages": [{"role": "user", "content": content}]}), 400)
+    assert detail["param"] == param
+    assert said in detail["message"]
+    assert "constrained" not in detail["message"]
+    assert ("valid string" in detail["message"]) == (content == 3)
+
+
+def test_a_field_named_query_is_named(inproc):
+    detail = error(post(inproc, {"query": ""}, "/v1/memory/search"), 400)
+    assert detail["param"] == "query"
+    assert detail["message"].startswith("query: ")
+
+
 @pytest.mark.parametrize(
     "body",
     [b"", b"{", b"[]", b"null", b'"hi"', b"\xff\xfe\x00", b'{"messages": [{"role": "user", "content": "\xff"}]}',
@@ -124,9 +198,18 @@ def test_a_source_with_quotes_and_sql_is_just_a_name(inproc):
     assert [hit["source"] for hit in hits] == [source]
 
 
-@pytest.mark.parametrize(("method", "path", "status"), [("GET", "/v1/nothing", 404), ("GET", "/v1/documents", 405)])
-def test_unknown_paths_and_methods_have_the_error_shape_too(inproc, method, path, status):
-    error(inproc.http.request(method, path), status)
+@pytest.mark.parametrize(
+    ("method", "path", "status", "said"),
+    [
+        ("GET", "/v1/nothing", 404, "/docs lists them"),
+        ("POST", "/chat/completions", 404, "did you mean /v1/chat/completions?"),
+        ("GET", "/v1/documents", 405, "use POST"),
+    ],
+)
+def test_unknown_paths_and_methods_have_the_error_shape_too(inproc, method, path, status, said):
+    message = error(inproc.http.request(method, path), status)["message"]
+    assert path in message
+    assert said in message
 
 
 @pytest.mark.parametrize("user", ["a\nb", "a\0b", "ü → 🙂", " ", "%0a"])

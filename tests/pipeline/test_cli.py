@@ -1,7 +1,11 @@
 """The command line as a user meets it: what it prints, in words and as JSON, and what it says when things are wrong."""
 
 import json
+import os
+import re
 import subprocess
+import sys
+from importlib.metadata import version
 
 import pytest
 
@@ -36,6 +40,31 @@ def test_ask_streams_and_then_tells_how(ruvllm):
     assert "similarity" in out
 
 
+def test_ask_says_how_close_the_memory_came(ruvllm, inproc):
+    question = "Which planet has the most moons?"
+    found = inproc.http.post("/v1/memory/search", json={"query": question, "k": 100}).json()["hits"]
+    best = max(found, key=lambda hit: hit["similarity"])
+    assert best["similarity"] < 0.3, "the question must be off every test's topic"
+    out = ruvllm("ask", question, "--temperature", "0", "--max-tokens", "4")
+    (said,) = re.findall(r"^memory +(.*)$", out, re.MULTILINE)
+    assert said == (
+        f"nothing was close enough (best: {best['source']}, similarity {best['similarity']:.3f}; "
+        "attend.min_similarity of profile test: 0.300)"
+    )
+
+
+def test_a_session_may_have_any_name(ruvllm):
+    answer = json.loads(ruvllm("ask", "hi", "--session", "ü → 🙂", "--max-tokens", "2", "--json"))
+    assert answer["session"] == "ü → 🙂"
+
+
+def test_what_no_request_can_carry_is_refused_in_words(ruvllm):
+    for args in (("hi", "--temperature", "nan"), ("hi", "--api-key", "ü"), (os.fsdecode(b"a\xff"),)):
+        said = ruvllm("ask", *args, ok=False)
+        assert said.startswith("error: ")
+        assert "Traceback" not in said
+
+
 def test_ask_as_json(ruvllm):
     answer = json.loads(ruvllm("ask", "-", "--temperature", "0", "--json", stdin="What does the quorl eat?"))
     assert "duckweed" in answer["answer"]
@@ -46,11 +75,28 @@ def test_search_status_and_models(ruvllm):
     hits = json.loads(ruvllm("search", "who built the town hall", "--json"))["hits"]
     assert hits[0]["source"] == "brask.txt"
     assert "brask.txt" in ruvllm("search", "who built the town hall")
-    assert json.loads(ruvllm("status", "--json"))["status"] == "ok"
+    assert len(json.loads(ruvllm("search", "who built the town hall", "-k", "1", "--json"))["hits"]) == 1
+    status = json.loads(ruvllm("status", "--json"))
+    assert (status["up"], status["status"]) == (True, "ok")
     rows = {row["tier"]: row for row in json.loads(ruvllm("models list", "--json", url=False))}
     assert rows["135M"]["state"] == rows["270M"]["state"] == "ok"
     assert rows["135M"]["bytes"] > 90e6
-    assert "Apache-2.0" in ruvllm("models list", url=False)
+    assert rows["(tokenizer)"]["state"] == "ok"
+
+
+def test_models_list_cuts_nothing_and_exits_with_1_if_one_is_not_whole(ruvllm, monkeypatch, tmp_path):
+    monkeypatch.setenv("COLUMNS", "40")
+    missing = str(tmp_path / "a name so long that no table of forty columns could show it.gguf")
+    bad = ["--set", "tiers.270M.model.package=", "--set", "tiers.270M.model.file="]
+    bad += ["--set", f"tiers.270M.model.path={missing}", "--set", "embed.tokenizer.sha256=00"]
+    rows = json.loads(ruvllm("models list", "--json", *bad, ok=False, url=False))
+    shown = ruvllm("models list", *bad, ok=False, url=False)
+    assert [row["tier"] for row in rows] == ["135M", "270M", "(embed)", "(tokenizer)"]
+    for row in rows:
+        assert all(row[key] in shown for key in ("tier", "id", "engine", "licence", "path", "state"))
+    assert rows[0]["path"].endswith(".gguf")
+    assert missing in rows[1]["state"]
+    assert "expected 00" in rows[3]["state"]
 
 
 def test_config_show_names_the_origin_of_every_value(ruvllm):
@@ -106,6 +152,34 @@ def pdf(text):
     table = b"".join(b"%010d 00000 n \n" % place for place in places)
     trailer = b"trailer\n<< /Size %d /Root 1 0 R >>\nstartxref\n%d\n%%%%EOF\n" % (len(places) + 1, len(out))
     return out + b"xref\n0 %d\n0000000000 65535 f \n" % (len(places) + 1) + table + trailer
+
+
+def test_a_folder_without_documents(ruvllm, tmp_path):
+    assert json.loads(ruvllm("ingest", str(tmp_path), "--json"))["files"] == 0
+    assert "nothing to ingest there: no .markdown, .md," in ruvllm("ingest", str(tmp_path))
+
+
+def test_version_and_help(ruvllm):
+    words = [sys.executable, "-m", "pipeline.cli", "--version"]
+    done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()) == (0, ["ruvllm", version("ruvllm")])
+    for flag in ("--help", "-h"):
+        assert "http.port" in ruvllm("status", flag, url=False)
+
+
+def test_status_when_the_service_is_down(ruvllm):
+    nobody = f"http://127.0.0.1:{free_port()}"
+    status = json.loads(ruvllm("status", "--json", "--url", nobody, ok=False, url=False))
+    assert (status["up"], status["url"]) == (False, nobody)
+    assert "no service listens there" in status["error"]
+    assert ruvllm("status", "--url", nobody, ok=False, url=False).startswith("error: ")
+
+
+def test_addresses_that_are_none_and_those_with_colons(ruvllm):
+    for url in ("foo", "http://[::1", ""):
+        assert "write it like http://127.0.0.1:8000" in ruvllm("status", "--url", url, ok=False, url=False)
+    said = ruvllm("status", "--set", "http.host=::1", ok=False, url=False)
+    assert "http://[::1]:0: no service listens there" in said
 
 
 def test_a_missing_path_an_unknown_key_and_no_service(ruvllm):

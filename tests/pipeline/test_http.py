@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import struct
 from base64 import b64decode
+from importlib.metadata import version
 
 import httpx
 import openai
@@ -176,6 +177,13 @@ def test_a_document_is_findable_when_the_answer_arrives(inproc):
         ).raise_for_status()
         hits = inproc.http.post("/v1/memory/search", json={"query": f"where is the {word}", "k": 1}).json()["hits"]
         assert hits[0]["source"] == f"z{i}"
+
+
+def test_the_root_says_what_listens_and_where_to_go(inproc):
+    answer = inproc.http.get("/").json()
+    assert (answer["service"], answer["version"]) == ("RuvLLM", version("ruvllm"))
+    assert {"/docs", "/v1/models", "/readyz"} <= set(answer["paths"])
+    assert [inproc.http.get(path).status_code for path in answer["paths"]] == [200] * len(answer["paths"])
 
 
 def test_health(inproc):

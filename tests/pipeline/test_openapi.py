@@ -14,6 +14,7 @@ OPERATIONS = [
     "GET /v1/models",
     "POST /v1/documents",
     "POST /v1/memory/search",
+    "GET /",
     "GET /healthz",
     "GET /readyz",
 ]
@@ -67,3 +68,16 @@ def test_examples_in_the_description_work(inproc):
                 assert answer.status_code == 200, (path, answer.text)
                 tried += 1
     assert tried >= 5
+
+
+def test_examples_of_answers_are_what_is_answered(inproc):
+    paths = inproc.http.get("/openapi.json").json()
+    schemas = paths["components"]["schemas"]
+    tried = []
+    for path, methods in paths["paths"].items():
+        body = methods.get("get", {}).get("responses", {}).get("200", {}).get("content", {}).get("application/json", {})
+        name = body.get("schema", {}).get("$ref", "").rsplit("/", 1)[-1]
+        for example in schemas.get(name, {}).get("examples", []):
+            assert inproc.http.get(path).json() == example
+            tried.append(path)
+    assert tried == ["/"]
