@@ -81,7 +81,7 @@ lock:
 	  $$(case $$set in bench) echo --extra dev --extra bench;; dev) echo --extra dev;; esac) \
 	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
-	  sed -i '/^torch==/d' requirements/$$set.lock; done
+	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -45,7 +45,8 @@ class Tier(Knobs):
     context_tokens: int = Field(2048, ge=256)
     """Context window of one request, prompt and completion together, in tokens."""
     threads: int = Field(0, ge=0)
-    """Threads for this engine; 0 takes what the machine can spare (cores − 1, at least 1)."""
+    """Threads for this engine; 0 takes what the machine can spare (cores − 1, at least 1), and ``llama_server`` all
+    cores while it reads a prompt."""
     parallel: int = Field(2, ge=1)
     """Requests that run at the same time in this engine."""
     cost: float = Field(1.0, gt=0)

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from operators.engines import llama_cpp, text
 from operators.engines.models import resolve
-from operators.engines.native import Workers, spare_threads
+from operators.engines.native import Workers, cores, spare_threads
 from operators.engines.ports import Generated, Generation
 from operators.errors import Retry, RuvError, Stop
 from operators.tiers import ModelFile
@@ -39,7 +39,9 @@ class LlamaServer:
         self._file = model
         self._cache_dir = cache_dir
         self._parallel = parallel
-        self._threads = spare_threads(threads)
+        # Reading a prompt is one long multiplication, which two threads halve when a core is idle and delay by at most
+        # a third when none is (measured); a step of writing is too short for that.
+        self._threads, self._prompt_threads = spare_threads(threads), threads or cores()
         self._workers = Workers(f"engine {model.id}", parallel)
         self._server: Any = None
 
@@ -59,8 +61,8 @@ class LlamaServer:
         params.n_ctx = self.context_tokens * self._parallel
         params.n_batch = params.n_ubatch = BATCH
         params.n_gpu_layers = 0
-        for cpu in (params.cpuparams, params.cpuparams_batch):
-            cpu.n_threads = self._threads
+        for cpu, count in ((params.cpuparams, self._threads), (params.cpuparams_batch, self._prompt_threads)):
+            cpu.n_threads = count
             cpu.poll = 0  # threads that wait sleep instead of spinning
         params.fit_params = False  # never shrink the context silently
         params.cache_ram_mib = 0  # no second copy of old requests' states outside the slots

@@ -14,10 +14,14 @@ from operators.errors import Retry
 T = TypeVar("T")
 
 
+def cores() -> int:
+    """Processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def spare_threads(wanted: int) -> int:
     """``wanted``; for 0 the process's cores less one, at least 1: threads that share a core and spin collapse."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return wanted or max(1, cores - 1)
+    return wanted or max(1, cores() - 1)
 
 
 class Workers:
