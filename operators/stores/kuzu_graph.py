@@ -47,7 +47,8 @@ class KuzuGraph:
         """The knobs of the graph store."""
 
         module: Literal["kuzu", "ladybug"] = "kuzu"
-        """Which implementation to use; ``ladybug`` is the maintained fork and has to be installed."""
+        """Which implementation to use; ``ladybug`` is the maintained fork (``pip install ladybug==0.22.0``). Neither
+        opens the other's files."""
         buffer_pool_bytes: int = Field(256 << 20, ge=32 << 20)
         """Memory for pages, in bytes."""
         max_bytes: int = Field(64 << 30, ge=1 << 30)
@@ -75,12 +76,13 @@ class KuzuGraph:
                 raise Stop("graph", f"{self.path} is open in this process already", "share the one that has it open")
             try:
                 self.path.parent.mkdir(parents=True, exist_ok=True)
-                self._database = module.Database(
-                    str(self.path),
-                    buffer_pool_size=self.config.buffer_pool_bytes,
-                    max_db_size=self.config.max_bytes,
-                    max_num_threads=self.config.threads,
-                )
+                with _private_symbols():  # ladybug loads its library only here
+                    self._database = module.Database(
+                        str(self.path),
+                        buffer_pool_size=self.config.buffer_pool_bytes,
+                        max_db_size=self.config.max_bytes,
+                        max_num_threads=self.config.threads,
+                    )
                 self._connection = module.Connection(self._database, num_threads=self.config.threads)
                 for statement in _SCHEMA:
                     self._connection.execute(statement).close()
@@ -264,7 +266,7 @@ class KuzuGraph:
 
 @contextmanager
 def _private_symbols() -> Iterator[None]:
-    """Kùzu loads itself with RTLD_GLOBAL for the sake of its extensions, which we don't use. Its C++ symbols would then
+    """Both load themselves with RTLD_GLOBAL for their extensions, which we don't use. Their C++ symbols would then
     stand in for those of libraries that load later: importing xllamacpp after it ends the process (bad_alloc)."""
     real = sys.setdlopenflags
     sys.setdlopenflags = lambda flags: None
