@@ -1,0 +1,166 @@
+"""Tenants never meet: random operations by several of them, held against a model that keeps them apart by construction.
+
+Every tenant uses the same node ids, sources, words and vectors, so that whatever leaks would be found. The texts alone
+differ: each names its owner. A short run by default; ``make soak`` runs 100,000 operations (RUVLLM_SOAK).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
+
+from operators.errors import Reject
+from operators.records import RELATIONS, Filter
+from operators.stores.edges import EdgeMaker
+from operators.stores.kuzu_graph import KuzuGraph
+from operators.stores.lance import LanceStore
+from operators.stores.memory import Memory
+from operators.stores.ports import Edge, Node, SearchRequest
+
+DIM = 4
+TENANTS = ("acme", "acme-2", "ACME")
+"""Names that a prefix match or a comparison without case would confuse."""
+WORDS = ("harbour", "lamp", "winter", "copper")
+STEPS = 50
+EXAMPLES = max(6, int(os.environ.get("RUVLLM_SOAK", "0")) // STEPS)
+
+tenants = st.sampled_from(TENANTS)
+numbers = st.integers(0, 11)
+
+
+def vector(direction: int) -> Any:
+    made = np.full(DIM, 0.1, np.float32)
+    made[direction % DIM] = 1.0
+    return made / np.linalg.norm(made)
+
+
+def node(tenant: str, number: int, version: int) -> Node:
+    """Another version is another node with the same place in the same source."""
+    return Node(
+        node_id=f"n{number}v{version}",
+        kind="document" if number % 3 else "interaction",
+        text=f"{WORDS[number % len(WORDS)]} {number} {version} of {tenant}",
+        vector=vector(number + version),
+        source=f"s{number % 2}",
+        session=f"s{number % 2}" if number % 3 == 0 else "",
+        position=number,
+        tokens=5,
+        created_at=1.0 + number,
+        metadata={"owner": tenant},
+    )
+
+
+class Tenants(RuleBasedStateMachine):
+    """The memory on its real stores, and beside it one dictionary a tenant."""
+
+    @initialize()
+    def begin(self) -> None:
+        self.root = Path(tempfile.mkdtemp())
+        self.model: dict[str, dict[str, Node]] = {tenant: {} for tenant in TENANTS}
+        self.memory = self.build()
+
+    def build(self) -> Memory:
+        made = Memory(
+            Memory.Config(edges=EdgeMaker.Config(similar_threshold=0.5, similar_top=3), publish_every_s=0),
+            LanceStore(self.root / "vectors", DIM),
+            KuzuGraph(self.root / "g.db", KuzuGraph.Config(buffer_pool_bytes=64 << 20, max_bytes=1 << 30)),
+            self.root / "snapshots",
+        )
+        made.open()
+        return made
+
+    @rule(tenant=tenants, which=st.lists(numbers, min_size=1, max_size=4), version=st.integers(0, 2))
+    def add(self, tenant: str, which: list[int], version: int) -> None:
+        nodes = [node(tenant, number, version) for number in which]
+        added = self.memory.add(tenant, nodes)
+        assert set(added.new) == {n.node_id for n in nodes} - self.model[tenant].keys()
+        for each in nodes:
+            self.model[tenant].setdefault(each.node_id, each)
+        assert self.memory.vectors.count(tenant) == self.memory.graph.count(tenant)[0] == len(self.model[tenant])
+
+    @rule(tenant=tenants, pair=st.tuples(numbers, numbers), relation=st.sampled_from(RELATIONS))
+    def join(self, tenant: str, pair: tuple[int, int], relation: Any) -> None:
+        start, end = (f"n{number}v0" for number in pair)
+        if {start, end} <= self.model[tenant].keys():
+            edge = Edge(source_id=start, target_id=end, relation=relation, weight=0.5, created_at=1.0)
+            self.memory.add(tenant, [], [edge])
+
+    @rule(
+        tenant=tenants,
+        word=st.sampled_from([*WORDS, *TENANTS]),
+        direction=numbers,
+        mode=st.sampled_from(["hybrid", "vector", "text"]),
+        where=st.sampled_from(
+            [Filter(), Filter(kinds=("interaction",)), Filter(sources=("s1",)), Filter(sources=("s0' OR '1'='1",))]
+        ),
+    )
+    def search(self, tenant: str, word: str, direction: int, mode: Any, where: Filter) -> None:
+        request = SearchRequest(tenant=tenant, text=word, vector=vector(direction), k=100, mode=mode, filter=where)
+        hits = self.memory.search(request).hits
+        for hit in hits:
+            own = self.model[tenant][hit.node_id]
+            assert hit.text == own.text
+            assert not where.kinds or own.kind in where.kinds
+            assert not where.sources or own.source in where.sources
+        if mode == "vector" and where == Filter():
+            assert {hit.node_id for hit in hits} == self.model[tenant].keys()
+
+    @rule(tenant=tenants, which=st.lists(numbers, min_size=1, max_size=3), version=st.integers(0, 2))
+    def expand(self, tenant: str, which: list[int], version: int) -> None:
+        seeds = [f"n{number}v{version}" for number in which]
+        around = self.memory.expand(tenant, seeds, hops=2, max_nodes=100, max_edges=1000, decay=0.7)
+        assert set(around.node_ids[: around.seeds]) == self.model[tenant].keys() & set(seeds)
+        assert list(around.texts) == [self.model[tenant][node_id].text for node_id in around.node_ids]
+
+    @rule(tenant=st.sampled_from(["../acme", "acme/", "", ".acme", "acme\0", "a" * 65, "acme' OR '1'='1"]))
+    def names_that_are_none(self, tenant: str) -> None:
+        request = SearchRequest(tenant=tenant, text="lamp", vector=vector(0), k=5)
+        for attempt in (
+            lambda: self.memory.search(request),
+            lambda: self.memory.add(tenant, [node("acme", 1, 0)]),
+            lambda: self.memory.expand(tenant, ["n1v0"], hops=1, max_nodes=5, max_edges=5, decay=0.5),
+        ):
+            with pytest.raises(Reject):
+                attempt()
+
+    @rule(tenant=tenants)
+    def optimize(self, tenant: str) -> None:
+        self.memory.optimize(tenant)
+
+    @rule()
+    def restart(self) -> None:
+        self.memory.close()
+        self.memory = self.build()
+
+    def teardown(self) -> None:
+        for tenant, own in self.model.items():
+            stored = {n.node_id: n.text for batch in self.memory.vectors.scan(tenant) for n in batch}
+            assert stored == {node_id: n.text for node_id, n in own.items()}
+            for start, end, _, _ in self.memory.graph.edges(tenant):
+                assert {start, end} <= own.keys()
+        self.memory.close()
+        shutil.rmtree(self.root)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(0 if "RUVLLM_SOAK" in os.environ else 300)
+def test_no_tenant_ever_sees_another() -> None:
+    run_state_machine_as_test(
+        Tenants,
+        settings=settings(
+            max_examples=EXAMPLES,
+            stateful_step_count=STEPS,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+            derandomize="RUVLLM_SOAK" not in os.environ,
+        ),
+    )
