@@ -180,7 +180,11 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
     finally:
         # Whatever Serve says while it ends, Ray ends everything next; and Ray's threads print a failure for every
         # replica whose last task is its own exit.
-        with open(os.devnull, "w") as nowhere, contextlib.redirect_stderr(nowhere):
+        with (
+            open(os.devnull, "w") as nowhere,
+            contextlib.redirect_stdout(nowhere),
+            contextlib.redirect_stderr(nowhere),
+        ):
             with contextlib.suppress(Exception):
                 serve.shutdown()
             ray.shutdown()

@@ -70,6 +70,8 @@ class Running:
         self.env = env or {}
         self.module = "pipeline.cli"
         self.lines: list[dict] = []
+        self.strays: list[str] = []
+        """Printed lines that are no JSON, which --json promises there are none of."""
         self.url = ""
 
     def command(self, name: str, *args: str) -> list[str]:
@@ -93,9 +95,12 @@ class Running:
             for line in self.process.stdout:
                 if line.startswith("{"):
                     found.put(json.loads(line))
+                else:
+                    self.strays.append(line)
             found.put(None)
 
-        threading.Thread(target=read, daemon=True).start()
+        self._reader = threading.Thread(target=read, daemon=True)
+        self._reader.start()
         self._found = found
         end = time.monotonic() + READY_S
         while not self.url:
@@ -161,6 +166,7 @@ class Running:
         self.process.send_signal(signal.SIGTERM)
         code = self.process.wait(90)
         self._gone(family)
+        self._reader.join(10)
         return code
 
     def kill(self) -> None:

@@ -262,3 +262,4 @@ def test_one_deployment_a_stage_gives_the_same_answers(tmp_path, expected):
         assert {"embed", "search", "expand", "route", "attend"} <= set(checks)
     finally:
         assert service.stop() == 0
+    assert service.strays == []
