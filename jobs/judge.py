@@ -72,6 +72,8 @@ def judge_consumer(
         headers = event_headers(
             verdict.event_id, JUDGEMENTS, SOURCE, clock(), traceparent=event.headers.get("traceparent", "")
         )
+        # A verdict holds no text: whoever needs the interaction reads it where it stands.
+        headers |= {"src.topic": event.topic, "src.partition": str(event.partition), "src.offset": str(event.offset)}
         key = session_key(verdict.tenant, verdict.session)
         return [Out(topic=JUDGEMENTS, key=key, value=encode(verdict), headers=headers)]
 

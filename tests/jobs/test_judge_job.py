@@ -121,6 +121,9 @@ async def test_every_interaction_gets_its_verdict_under_its_key(log: SqliteLog) 
         assert event.headers["ce_id"] == verdict.event_id
         assert event.headers["ce_type"] == JUDGEMENTS
         assert event.headers["traceparent"] == f"00-e{verdict.interaction_id[1:]}"
+        where = int(event.headers["src.partition"]), int(event.headers["src.offset"])
+        (judged,) = log.read(event.headers["src.topic"], *where, 1)
+        assert decode(Interaction, judged.value).interaction_id == verdict.interaction_id
     assert committed(log) == 10
     assert (consumer.counts.events, consumer.counts.dead, consumer.lag()) == (10, 0, 0)
 
