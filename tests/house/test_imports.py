@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEAVY = ("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf")
+HEAVY = (
+    *("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf"),
+    *("phonenumbers", "stdnum"),
+)
 KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
 KNOWS_TORCH = {"operators.networks.fastgrnn_torch", "operators.engines.torch_encoder"}
 
