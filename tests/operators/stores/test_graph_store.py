@@ -22,7 +22,6 @@ from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.ports import Edge, GraphStore
 from operators.stores.vendor import translate
 
-
 MODULE: Any = os.environ.get("RUVLLM_TEST_GRAPH", "kuzu")
 """The two can't be loaded into one process (their C++ types have the same names), so a run has one of them."""
 CONFIG = KuzuGraph.Config(module=MODULE, buffer_pool_bytes=64 << 20, max_bytes=1 << 30)
