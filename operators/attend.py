@@ -51,7 +51,7 @@ class Attend(Operator[AttendInput, Context]):
         checkpoint: str = ""
         """Path of the attention network's safetensors file; empty if there is none yet."""
         fusion: float = Field(default=0.5, ge=0, le=1)
-        """φ, how much of a hit's cosine depends on its fused rank; 0 ignores full-text matches."""
+        """φ, how much of a hit's cosine depends on its fused score; 0 ignores words and neighbours."""
         hop_decay: float = Field(default=0.8, gt=0, le=1)
         """What a neighbour's cosine is multiplied with for each hop away from the hits."""
         min_similarity: float = Field(default=0.3, ge=-1, le=1)

@@ -5,8 +5,8 @@ By similarity (no trained network) the score is the cosine, discounted by what e
     hit        s = max(cos, 0) · (1 − φ·(1 − f)),   f = its fused score / the best hit's fused score
     neighbour  s = max(cos, 0) · decay^hop
 
-The fused score is a sum of reciprocal ranks (Cormack et al. 2009) and says nothing about relevance by itself, since the
-best hit of a useless search has f = 1 too. So it scales the cosine and never replaces it.
+The fused score (``stores.fusion``) says little about relevance by itself: half of it compares the words with those of
+the best hit, and the best hit of a useless search has f = 1 too. So it scales the cosine and never replaces it.
 
 By attention the score is the mean weight over layers and heads (``networks.attention``).
 """

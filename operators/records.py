@@ -164,7 +164,8 @@ class Embedded:
 
 @record
 class Hit:
-    """One search result. ``score`` is the fused rank score, ``similarity`` the cosine, ``text_score`` BM25 (0: none).
+    """One search result. ``score`` in [0, 1] is what ranked it: words and meaning fused, of the node and its neighbours
+    in the session or document; ``similarity`` is the node's own cosine, ``text_score`` its own BM25 (0: none).
 
     ``tokens`` counts the text in the encoder's tokens.
     ``model`` is what answered an interaction (``Node.model``: a tier's name or a model's id), empty for documents.

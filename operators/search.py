@@ -48,7 +48,7 @@ class Search(Operator[SearchInput, Hits]):
         max_k: int = Field(100, ge=1, le=1000)
         """Most hits a query may ask for; more is cut to this."""
         mode: Literal["hybrid", "vector", "text"] = "hybrid"
-        """``hybrid`` fuses full-text and vector ranks; the other two are for comparison."""
+        """``hybrid`` fuses words and meaning, neighbours included; the other two are for comparison."""
         min_similarity: float = Field(-1.0, ge=-1.0, le=1.0)
         """Hits below this cosine are dropped unless the text matched too; -1 keeps all."""
         away_after_s: float = Field(2.0, gt=0)

@@ -17,6 +17,7 @@ from conf.load import Loaded, load
 from conf.schema import Settings
 from operators.errors import Reject, RuvError
 from operators.tiers import ModelFile
+from pipeline.cli_evaluate import evaluate_app
 from pipeline.client import Client
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["--help", "-h"]})
@@ -24,6 +25,7 @@ models_app = typer.Typer(help="The models of the profile.", no_args_is_help=True
 config_app = typer.Typer(help="The settings of the profile.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
+app.add_typer(evaluate_app, name="evaluate")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,43 +1,72 @@
-"""Reciprocal rank fusion, and turning fused candidates into ``Hits``.
+"""Fusing what words and what meaning say about a row, and turning the chosen rows into ``Hits``.
 
-Cormack, Clarke, Büttcher, "Reciprocal Rank Fusion outperforms Condorcet and individual Rank Learning Methods" (SIGIR
-2009): score = Σ over rankings of 1 / (60 + rank), rank from 1. It needs no scale common to cosine and BM25.
+    score = (t / max t + (c + a) / 2 + NAMED · s) / (2 + NAMED), at least 0
+
+t is the BM25 of the row together with its neighbours (``strands``), divided by the best row's because BM25 has no
+scale; c is the row's own cosine, a the mean cosine of it and its neighbours. So words and meaning count the same. s is
+1 if the query names who says the text (``Alma: …``): neighbours share their words, but not their speaker. A score of 1
+means the best words, the query's own meaning and the speaker. Scores are fused and not ranks: a rank can't tell a clear
+winner from the best of a bad lot.
+
+Modes ``vector`` (score c) and ``text`` (score t / max t of the row alone) rank by the row's own score.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from operators.records import Hit, Hits
+from operators.records import F32, Hit, Hits
 from operators.stores.ports import Node, SearchRequest
 from operators.stores.resident import Resident
 
-RANK_CONSTANT = 60
+Mode = Literal["hybrid", "vector", "text"]
+NAMED = 0.1
+"""What the right speaker is worth beside the best words (1)."""
 DEPTH = 4
-"""Each ranking is read to ``DEPTH`` · k (at least 64) places: deeper ones change the first k hardly ever."""
+"""Where candidates have to be fetched, each side gives ``DEPTH`` · k (at least 64) of them."""
 
 
 def depth(k: int) -> int:
-    """How many candidates each ranking contributes for ``k`` hits."""
+    """How many candidates each side contributes for ``k`` hits."""
     return max(64, DEPTH * k)
 
 
-def fuse(*rankings: Sequence[str]) -> dict[str, float]:
-    """Fused score of every id that stands in one of ``rankings`` (best first)."""
-    scores: dict[str, float] = {}
-    for ranking in rankings:
-        for rank, node_id in enumerate(ranking, start=1):
-            scores[node_id] = scores.get(node_id, 0.0) + 1 / (RANK_CONSTANT + rank)
-    return scores
+def fuse(mode: Mode, text: F32, cosine: F32, near: F32, named: npt.NDArray[np.bool_]) -> F32:
+    """The formula at the top of this file: float32[n] in [0, 1] from three float32[n] and a bool[n]."""
+    if mode == "vector":
+        return np.maximum(cosine, 0)
+    best = text.max(initial=0)
+    words = text / best if best > 0 else np.zeros_like(text)
+    if mode == "text":
+        return words
+    total = words + (cosine + near) / 2 + np.float32(NAMED) * named
+    return np.asarray(np.maximum(total / (2 + NAMED), 0), np.float32)
 
 
-def best(scores: Mapping[str, float], similarity: Mapping[str, float], k: int) -> list[str]:
-    """The ``k`` best ids; equal scores go by cosine, then by id, so that the order never depends on the store."""
-    return sorted(scores, key=lambda node_id: (-scores[node_id], -similarity[node_id], node_id))[:k]
+def cosines(nodes: Sequence[Node], vector: F32) -> F32:
+    """The cosine of every node to ``vector``, 0 if that has no length: float32[len(nodes)]."""
+    if not nodes:
+        return np.zeros(0, np.float32)
+    vectors = np.stack([node.vector for node in nodes])
+    length = np.linalg.norm(vectors, axis=1) * (np.linalg.norm(vector) or 1)
+    return np.asarray(vectors @ vector / length, np.float32)
+
+
+def best(nodes: Sequence[Node], rows: npt.NDArray[np.intp], scores: F32, cosine: F32, k: int) -> list[int]:
+    """The ``k`` best of ``rows``, best first; equal scores go by cosine, then by id, never by the store's order."""
+    if len(rows) > k:
+        least = np.partition(scores[rows], len(rows) - k)[len(rows) - k]
+        rows = rows[scores[rows] >= least]
+        if len(rows) > k:  # ties at the end, a whole memory of them perhaps: sort only those that may stay
+            edge = rows[scores[rows] == least]
+            wanted = k - (len(rows) - len(edge))
+            limit = np.partition(cosine[edge], len(edge) - wanted)[len(edge) - wanted]
+            rows = rows[(scores[rows] > least) | (cosine[rows] >= limit)]
+    return sorted(rows.tolist(), key=lambda row: (-scores[row], -cosine[row], nodes[row].node_id))[:k]
 
 
 def hits(
@@ -45,7 +74,7 @@ def hits(
     scores: Sequence[float],
     similarity: Sequence[float],
     text_score: Sequence[float],
-    mode: Literal["hybrid", "vector", "text"],
+    mode: Mode,
     dim: int,
 ) -> Hits:
     """``Hits`` from nodes in their final order and their three scores."""
@@ -62,6 +91,7 @@ def hits(
             score=float(s),
             similarity=float(c),
             text_score=float(t),
+            model=node.model if node.kind == "interaction" else "",
         )
         for node, s, c, t in zip(nodes, scores, similarity, text_score, strict=True)
     )
@@ -71,36 +101,16 @@ def hits(
 
 def search_resident(rows: Resident, request: SearchRequest, now: float) -> Hits:
     """The best ``k`` of rows that are in memory, at ``now`` (Unix seconds)."""
-    nodes, cosine, bm25 = rows.search(request.vector, request.text, request.filter, now)
-    deep = depth(request.k)
-    rankings: list[list[int]] = []
-    if request.mode != "text":
-        rankings.append(_top(nodes, cosine, bm25, deep, -np.inf))
-    if request.mode != "vector":
-        rankings.append(_top(nodes, bm25, cosine, deep, 0.0))
-    row_of = {nodes[row].node_id: row for ranking in rankings for row in ranking}
-    fused = fuse(*([nodes[row].node_id for row in ranking] for ranking in rankings))
-    chosen = best(fused, {node_id: float(cosine[row]) for node_id, row in row_of.items()}, request.k)
-    picked = [row_of[node_id] for node_id in chosen]
+    hybrid, said = request.mode == "hybrid", request.mode == "text"
+    found = rows.search(request.vector, request.text, request.filter, now, passages=hybrid)
+    text = found.bm25() if said else found.passage
+    scores = fuse(request.mode, text, found.cosine, found.near, found.named)
+    picked = best(found.nodes, np.flatnonzero(text > 0 if said else found.passes), scores, found.cosine, request.k)
     return hits(
-        [nodes[row] for row in picked],
-        [fused[node_id] for node_id in chosen],
-        cosine[picked].tolist(),
-        bm25[picked].tolist(),
+        [found.nodes[row] for row in picked],
+        scores[picked].tolist(),
+        found.cosine[picked].tolist(),
+        found.bm25_of(picked).tolist(),
         request.mode,
         request.vector.shape[0],
     )
-
-
-def _top(
-    nodes: Sequence[Node], values: npt.NDArray[np.float32], other: npt.NDArray[np.float32], k: int, above: float
-) -> list[int]:
-    """The rows of the ``k`` largest values that are more than ``above``, largest first.
-
-    Equal values go by the ``other`` score: their places are ranks to be fused, and must not be those of chance.
-    """
-    rows = np.flatnonzero(values > above)
-    if len(rows) > k:
-        least = np.partition(values[rows], len(rows) - k)[len(rows) - k]
-        rows = rows[values[rows] >= least]
-    return sorted(rows.tolist(), key=lambda row: (-values[row], -other[row], nodes[row].node_id))[:k]

@@ -1,8 +1,8 @@
 """Nodes in LanceDB: one database directory a tenant, table ``nodes``; the only file that knows ``lancedb``.
 
 Up to ``resident_rows`` rows a search is answered from ``Resident``: exact, and ten times faster at 20,000 rows; larger
-tenants go to LanceDB's own indexes: full text always, HNSW from ``index_rows`` on. Both give the same hits and pass
-the same tests. Writes go to LanceDB first, always.
+tenants go to LanceDB's own indexes: full text always, HNSW from ``index_rows`` on. Both pass the same tests; what the
+second lacks stands at ``_search_table``. Writes go to LanceDB first, always.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from operators.errors import Reject, Stop
 from operators.records import Hits
 from operators.stores import fusion, lance_rows
 from operators.stores.ports import Node, SearchRequest
-from operators.stores.resident import Resident
+from operators.stores.resident import Resident, speaker
 from operators.stores.tenants import check_nodes, check_tenant, check_vector
 from operators.stores.vendor import translate
 
@@ -247,35 +247,34 @@ class LanceStore:
 
     def _search_table(self, table: Any, request: SearchRequest, where: str) -> Hits:
         deep = fusion.depth(request.k)
+        """The best of what LanceDB's two indexes name, fused as rows in memory are, on the same scale; but each row
+        stands alone, without its neighbours, and a row that neither index names among its first is not seen."""
         nodes: dict[str, Node] = {}
         text_score: dict[str, float] = {}
-        near: list[str] = []
         if request.mode != "text":
             query = table.search(request.vector, vector_column_name="vector").distance_type("cosine")
             query = query.ef(max(self.config.ef, deep)) if self._has_hnsw(table) else query
             rows = query.where(where, prefilter=True).select([*lance_rows.COLUMNS, "_distance"]).limit(deep).to_arrow()
             nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
-            near = rows["id"].to_pylist()
         if request.mode != "vector":
             rows = self._text(table, request.text, where, [*lance_rows.COLUMNS, "_score"], deep)
             nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
             text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
-        length = float(np.linalg.norm(request.vector)) or 1.0
-        cosine = {i: float(n.vector @ request.vector / (np.linalg.norm(n.vector) * length)) for i, n in nodes.items()}
-        # LanceDB leaves equal scores in any order; these are ranks to be fused, so it must not be chance.
-        near.sort(key=lambda i: (-cosine[i], -text_score.get(i, 0.0), i))
-        said = sorted(text_score, key=lambda i: (-text_score[i], -cosine[i], i))
-        fused = fusion.fuse(near, said)
-        chosen = fusion.best(fused, cosine, request.k)
-        unscored = [node_id for node_id in chosen if node_id not in text_score]
-        if unscored:  # deeper in the text ranking than we read, or no match: ask for exactly these
-            rows = self._text(table, request.text, lance_rows.one_of("id", unscored), ["id", "_score"], len(unscored))
+        rows_, deep_text = list(nodes.values()), sorted(nodes.keys() - text_score.keys())
+        if deep_text:  # deeper in the text ranking than we read, or no match: ask for exactly these
+            rows = self._text(table, request.text, lance_rows.one_of("id", deep_text), ["id", "_score"], len(deep_text))
             text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
+        words = np.array([text_score.get(node.node_id, 0.0) for node in rows_], np.float32)
+        cosine = fusion.cosines(rows_, request.vector)
+        asked = set(self._tokenize(request.text))
+        named = np.array([not asked.isdisjoint(self._tokenize(speaker(node.text))) for node in rows_], np.bool_)
+        scores = fusion.fuse(request.mode, words, cosine, cosine, named)
+        chosen = fusion.best(rows_, np.arange(len(rows_)), scores, cosine, request.k)
         return fusion.hits(
-            [nodes[i] for i in chosen],
-            [fused[i] for i in chosen],
-            [cosine[i] for i in chosen],
-            [text_score.get(i, 0.0) for i in chosen],
+            [rows_[i] for i in chosen],
+            scores[chosen].tolist(),
+            cosine[chosen].tolist(),
+            words[chosen].tolist(),
             request.mode,
             self.dim,
         )

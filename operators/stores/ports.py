@@ -17,7 +17,7 @@ class Node:
     """One memory node. ``node_id`` is deterministic, so writing it again changes nothing (design §7).
 
     ``vector`` float32[dim], L2-normalised. ``tokens`` counts ``text`` in the encoder's tokens. ``position`` orders the
-    chunks of one source. ``quality`` in [0, 1]. ``expires_at`` 0 means never.
+    turns of one session, and the chunks of one source. ``quality`` in [0, 1]. ``expires_at`` 0 means never.
     """
 
     node_id: str

@@ -11,6 +11,7 @@ negative, k1 = 1.2 and b = 0.75: the same formula, constants and tokenizer as La
 from __future__ import annotations
 
 import dataclasses
+import re
 import threading
 from array import array
 from collections import Counter
@@ -21,9 +22,53 @@ import numpy.typing as npt
 
 from operators.records import F32, Filter
 from operators.stores.ports import Node
+from operators.stores.strands import Layout, Strands
 
 K1, B = 1.2, 0.75
+PASSAGE_K1 = 0.5
+"""k1 for a row together with its neighbours."""
+BLOCK = 16
+"""Words scored at a time for passages; bounds the memory a long query takes."""
 Tokenize = Callable[[str], list[str]]
+_SPEAKER = re.compile(r"\s*([^\s:][^:\n]{0,39}):\s")
+
+
+Word = tuple[npt.NDArray[np.int32], F32, np.float32]
+"""A word of the query: the rows that hold it, rising; how often it is in each; its idf times its count in the query."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Scores:
+    """All n rows and what a query says of them. Only rows that ``passes`` (bool[n]) may be hits; the others score 0.
+
+    ``cosine`` float32[n] is the row's own, ``near`` and ``passage`` (BM25) those of the row and its neighbours.
+    ``named`` bool[n]: the query names who says it (``speaker``). ``words`` and ``damp`` are what ``bm25`` needs.
+    """
+
+    nodes: list[Node]
+    passes: npt.NDArray[np.bool_]
+    cosine: F32
+    near: F32
+    passage: F32
+    named: npt.NDArray[np.bool_]
+    words: list[Word]
+    damp: F32
+
+    def bm25(self) -> F32:
+        """The rows' own BM25: float32[n], Σ over words of idf · tf · (k1 + 1) / (tf + damp)."""
+        scores = np.zeros(len(self.damp), np.float32)
+        for rows, tf, idf in self.words:
+            scores[rows] += idf * np.float32(K1 + 1) * tf / (tf + self.damp[rows])
+        return scores * self.passes
+
+    def bm25_of(self, some: Sequence[int]) -> F32:
+        """``bm25`` of a few rows that pass, much faster: float32[len(some)]."""
+        wanted, scores = np.asarray(some, np.int32), np.zeros(len(some), np.float32)
+        for rows, tf, idf in self.words:
+            at = np.minimum(np.searchsorted(rows, wanted), len(rows) - 1)
+            often = tf[at] * (rows[at] == wanted)
+            scores += idf * np.float32(K1 + 1) * often / (often + self.damp[wanted])
+        return scores
 
 
 class Resident:
@@ -38,12 +83,14 @@ class Resident:
         self._nodes: list[Node] = []
         self._row: dict[str, int] = {}
         self._postings: dict[str, tuple[array[int], array[int]]] = {}  # term → rows, how often in each
+        self._said_by: dict[str, array[int]] = {}  # term of a speaker's name → rows
         self._codes: dict[tuple[str, str], int] = {}  # (column, value) → number, for the columns that filters name
         self._vectors = np.zeros((0, dim), np.float32)
         self._norm, self._length = np.zeros(0, np.float32), np.zeros(0, np.float32)
         self._created, self._expires = np.zeros(0), np.zeros(0)
         self._kind, self._domain, self._source = (np.zeros(0, np.int32) for _ in range(3))
         self._live = np.zeros(0, np.bool_)
+        self._strands = Strands()
 
     def __len__(self) -> int:
         return len(self._row)
@@ -59,7 +106,7 @@ class Resident:
                 if old is not None:
                     if _same(self._nodes[old], node):
                         continue
-                    self._live[old] = False
+                    self._kill(old)
                 self._append(node)
             if len(self._nodes) > 64 and len(self._nodes) > 2 * len(self._row):
                 self._compact()
@@ -68,33 +115,44 @@ class Resident:
         """Drop every row whose id is not in ``node_ids``."""
         with self._lock:
             for node_id in self._row.keys() - node_ids:
-                self._live[self._row.pop(node_id)] = False
+                self._kill(self._row.pop(node_id))
 
-    def search(
-        self, vector: F32, text: str, where: Filter, now: float
-    ) -> tuple[list[Node], npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """All rows, and for each its cosine to ``vector`` and its BM25 for ``text``: float32[n].
+    def search(self, vector: F32, text: str, where: Filter, now: float, passages: bool = True) -> Scores:
+        """Every row's cosine to ``vector`` and BM25 for ``text``; only with ``passages`` also those with neighbours.
 
-        A row that is dead, expired at ``now`` (Unix seconds) or outside the filter has -inf and 0.
+        A row that is dead or expired at ``now`` (Unix seconds) counts for nothing, a neighbour's score included. One
+        outside the filter can't be a hit, but still tells what its neighbours are about. (Of expired rows one thing
+        remains until they are deleted: how many rows hold a word, as in LanceDB's index.)
         """
         terms = Counter(self._tokenize(text))
         with self._lock:
             n = len(self._nodes)
             nodes, vectors, norm, length = self._nodes, self._vectors[:n], self._norm[:n], self._length[:n]
             live = self._live[:n].copy()
-            passes = live & self._passes(where, now, n)
+            present = live & ((self._expires[:n] == 0) | (self._expires[:n] > now))
+            passes = present & self._passes(where, n)
+            layout = self._strands.layout(n) if passages else None
+            named = np.zeros(n, np.bool_)
+            for term in terms:
+                named[self._said_by.get(term, _NOBODY)] = True
             postings = [
                 (np.array(rows), np.array(often), count)
                 for term, count in terms.items()
                 for rows, often in [self._postings.get(term, _NOTHING)]
             ]
-        cosine = np.full(n, -np.inf, np.float32)
+        cosine: F32 = np.zeros(n, np.float32)
         scale = norm * np.float32(np.linalg.norm(vector))
-        np.divide(vectors @ vector, scale, out=cosine, where=passes & (scale > 0))
-        return nodes, cosine, _bm25(postings, length, live) * passes
+        np.divide(vectors @ vector, scale, out=cosine, where=present & (scale > 0))
+        words = _weigh(postings, live)
+        near, passage = cosine, np.zeros(n, np.float32)
+        if layout is not None:
+            near, passage = _passages(words, cosine, length, present, layout)
+            passage *= passes
+        damp = _damp(length, live, K1)
+        return Scores(nodes, passes, cosine * passes, near * passes, passage, named & passes, words, damp)
 
-    def _passes(self, where: Filter, now: float, n: int) -> npt.NDArray[np.bool_]:
-        passes: npt.NDArray[np.bool_] = (self._expires[:n] == 0) | (self._expires[:n] > now)
+    def _passes(self, where: Filter, n: int) -> npt.NDArray[np.bool_]:
+        passes = np.ones(n, np.bool_)
         for column, values, codes in (
             ("kind", where.kinds, self._kind),
             ("domain", where.domains, self._domain),
@@ -117,6 +175,8 @@ class Resident:
             rows, often = self._postings.setdefault(term, (array("i"), array("i")))
             rows.append(row)
             often.append(count)
+        for term in set(self._tokenize(speaker(node.text))):
+            self._said_by.setdefault(term, array("i")).append(row)
         self._vectors[row] = node.vector
         self._norm[row] = np.linalg.norm(node.vector)
         self._length[row] = terms.total()
@@ -128,6 +188,11 @@ class Resident:
         self._live[row] = True
         self._nodes.append(node)
         self._row[node.node_id] = row
+        self._strands.add(node, row)
+
+    def _kill(self, row: int) -> None:
+        self._live[row] = False
+        self._strands.remove(self._nodes[row], row)
 
     def _grow(self, size: int) -> None:
         """Room for ``size`` rows. New arrays, so a search under way keeps its own."""
@@ -136,6 +201,7 @@ class Resident:
             new = np.zeros((size, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
+        self._strands.grow(size)
 
     def _compact(self) -> None:
         nodes = [self._nodes[row] for row in self._row.values()]
@@ -144,26 +210,54 @@ class Resident:
             self._append(node)
 
 
+_NOBODY = array("i")
 _NOTHING: tuple[array[int], array[int]] = (array("i"), array("i"))
 
 
-def _bm25(
-    postings: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]],
-    length: npt.NDArray[np.float32],
-    live: npt.NDArray[np.bool_],
-) -> npt.NDArray[np.float32]:
-    """Σ over terms of idf · tf · (k1 + 1) / (tf + k1 · (1 - b + b · length / mean length)), dead rows not counted."""
-    scores = np.zeros(len(length), np.float32)
-    n = int(live.sum())
-    mean = float(length[live].mean()) if n else 0.0
-    if mean == 0:
-        return scores
+def speaker(text: str) -> str:
+    """Who says ``text``, if it is written as in a transcript, ``Name: …``; else the empty string."""
+    found = _SPEAKER.match(text)
+    return found[1] if found else ""
+
+
+def _weigh(
+    postings: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]], live: npt.NDArray[np.bool_]
+) -> list[Word]:
+    """The words that occur, with Lucene's idf; dead rows not counted."""
+    n, words = int(live.sum()), []
     for rows, often, count in postings:
         alive = live[rows]
         rows, tf = rows[alive], often[alive].astype(np.float32)
-        idf = np.float32(count * np.log(1 + (n - len(rows) + 0.5) / (len(rows) + 0.5)))
-        scores[rows] += idf * tf * (K1 + 1) / (tf + K1 * (1 - B + B * length[rows] / mean))
-    return scores
+        if len(rows):
+            words.append((rows, tf, np.float32(count * np.log(1 + (n - len(rows) + 0.5) / (len(rows) + 0.5)))))
+    return words
+
+
+def _passages(
+    words: Sequence[Word], cosine: F32, length: F32, present: npt.NDArray[np.bool_], layout: Layout
+) -> tuple[F32, F32]:
+    """Mean cosine and BM25 of each row together with its neighbours: two float32[n]."""
+    here = layout.spread(present.astype(np.float32))
+    weight = layout.around(here)
+    near = np.asarray(layout.around(layout.spread(cosine)) / np.maximum(weight, 1), np.float32)
+    lengths = layout.around(layout.spread(length * present))
+    damp, scores = _damp(lengths, here > 0, PASSAGE_K1), np.zeros(layout.size, np.float32)
+    for begin in range(0, len(words), BLOCK):
+        block = words[begin : begin + BLOCK]
+        often = np.zeros((len(block), layout.size), np.float32)
+        for line, (rows, tf, _) in zip(often, block, strict=True):
+            line[layout.place.take(rows)] = tf
+        often *= here  # an expired row's words count for nothing
+        often = layout.around(often)
+        often /= often + damp
+        scores += np.array([idf for _, _, idf in block], np.float32) @ often * np.float32(PASSAGE_K1 + 1)
+    return near.take(layout.place), scores.take(layout.place)
+
+
+def _damp(length: F32, counted: npt.NDArray[np.bool_], k1: float) -> F32:
+    """What damps a word's count in each row: k1 · (1 - b + b · length / mean length of the ``counted`` rows)."""
+    mean = float(length[counted].mean()) if counted.any() else 0.0
+    return np.asarray(k1 * (1 - B + B * length / (mean or 1)), np.float32)
 
 
 def _same(a: Node, b: Node) -> bool:

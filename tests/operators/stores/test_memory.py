@@ -280,3 +280,23 @@ def test_a_graph_that_does_not_open_closes_the_vectors(tmp_path: Path) -> None:
         memory.open()
     with pytest.raises(Stop, match="open"):
         memory.vectors.upsert("acme", CHUNKS[:1])
+
+
+def test_turns_of_a_session_are_joined_by_next_turn_and_by_nothing_of_their_source(memory: Memory) -> None:
+    turns = [
+        Node(
+            node_id=f"{session}{i}",
+            kind="interaction",
+            text=f"turn {i}",
+            vector=axis(4 * (session == "t") + i),
+            session=session,
+            source="chat.log",
+            position=i,
+            created_at=NOW,
+        )
+        for session in ("s", "t")
+        for i in (0, 1, 3)
+    ]
+    memory.add("acme", turns[1:])
+    memory.add("acme", turns[:1])  # the first one late: the edge is made from its side
+    assert edges(memory) == {("s0", "s1", "next_turn"), ("t0", "t1", "next_turn")}
