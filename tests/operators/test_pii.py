@@ -200,14 +200,14 @@ NEAR = [
 
 
 SLOW = {"(0", "1/(", "DE12 ", "1 ", "1-", "1.", "+1"}
-"""Read by the libraries sign by sign: 10 to 40 µs each, so 100 kB of them have to do."""
+"""Read by the libraries sign by sign: 10 to 40 µs each, so 30 kB of them have to do."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("unit", NEAR)
-def test_a_megabyte_of_near_matches_ends(unit):
+def test_long_rows_of_near_matches_end(unit):
     """Ends within the timeout of a test. A pattern that backtracks over one of these would need hours."""
-    size = 100_000 if unit in SLOW else 1_000_000
+    size = 30_000 if unit in SLOW else 300_000
     mask((unit * (size // len(unit) + 1))[:size])
 
 
