@@ -180,11 +180,8 @@ def _serve(settings: Settings, say: Say, began: float) -> None:
     finally:
         # Whatever Serve says while it ends, Ray ends everything next; and Ray's threads print a failure for every
         # replica whose last task is its own exit.
-        with (
-            open(os.devnull, "w") as nowhere,
-            contextlib.redirect_stdout(nowhere),
-            contextlib.redirect_stderr(nowhere),
-        ):
+        out, err = contextlib.redirect_stdout, contextlib.redirect_stderr
+        with open(os.devnull, "w") as nowhere, out(nowhere), err(nowhere):
             with contextlib.suppress(Exception):
                 serve.shutdown()
             ray.shutdown()
