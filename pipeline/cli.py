@@ -19,6 +19,7 @@ from operators.errors import Reject, RuvError
 from operators.tiers import ModelFile
 from pipeline.cli_evaluate import evaluate_app
 from pipeline.client import Client
+from pipeline.options import AsJson, Profile, Sets
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["--help", "-h"]})
 models_app = typer.Typer(help="The models of the profile.", no_args_is_help=True)
@@ -30,9 +31,6 @@ app.add_typer(evaluate_app, name="evaluate")
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
 
-Profile = Annotated[str | None, typer.Option("--profile", "-p", help="local, edge, server, cluster or test")]
-Sets = Annotated[list[str] | None, typer.Option("--set", help="override one setting: --set search.k=3")]
-AsJson = Annotated[bool, typer.Option("--json", help="print JSON")]
 Url = Annotated[str | None, typer.Option(help="the service's address", show_default="http.host and http.port")]
 Key = Annotated[str | None, typer.Option(help="API key, if the service asks for one")]
 

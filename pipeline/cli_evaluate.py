@@ -13,6 +13,7 @@ from rich.progress import Progress
 
 from conf.load import load
 from operators.errors import Reject
+from pipeline.options import AsJson, Profile, Sets
 
 evaluate_app = typer.Typer(help="Measure a part of the system on your own data.", no_args_is_help=True)
 
@@ -22,9 +23,9 @@ def evaluate_memory(
     corpus: Annotated[Path, typer.Option(help='JSON Lines: {"id", "text", "session"?, "order"?, "source"?, "time"?}')],
     queries: Annotated[Path, typer.Option(help='JSON Lines: {"id", "text", "gold": [ids of corpus lines]}')],
     out: Annotated[Path | None, typer.Option(help="write the report there, as JSON")] = None,
-    profile: Annotated[str | None, typer.Option("--profile", "-p", help="local, edge, server, cluster or test")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", help="override one setting: --set search.k=3")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+    profile: Profile = None,
+    set_: Sets = None,
+    as_json: AsJson = False,
 ) -> None:
     """How well the memory finds the lines that answer a query: recall, nDCG and time, by way of searching.
 

@@ -178,8 +178,7 @@ class LlamaServer:
     def counter(self, name: str) -> float:
         """One of the server's own counters, such as ``tokens_predicted_total``."""
         server = self._server
-        if server is None:
-            raise Retry(f"engine {self.model}", "the model is closed", "ask another replica")
+        self._workers.check()  # after the look at the server, which close() drops only once the workers are closed
         lines = server.handle_metrics().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
@@ -189,7 +188,6 @@ class LlamaServer:
 
     async def check(self) -> None:
         """The server's loop answers between two steps; asked from a thread of its own, for the workers may be busy."""
-        self._workers.check()
         await asyncio.to_thread(self.counter, "tokens_predicted_total")
 
     def memory_bytes(self) -> int:

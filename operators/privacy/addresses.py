@@ -10,7 +10,7 @@ import ipaddress
 import re
 from collections.abc import Iterator
 
-Span = tuple[int, int]
+from operators.privacy import Span
 
 LETTERS = r"A-Za-z\u00C0-\u024F\u0370-\u052F"
 """Latin, Greek and Cyrillic. Scripts written without spaces are left out: a word would run into the address."""

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterator
 from itertools import pairwise
 
-Span = tuple[int, int]
+from operators.privacy import Span
 
 PEM = re.compile(r"-----(BEGIN|END) [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----")
 PEM_BODY = re.compile(r"[A-Za-z0-9+/=\s:,-]{0,16000}+")

@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from operators.privacy import Span
 from operators.privacy.addresses import emails, ips
 from operators.privacy.credentials import credentials, random_runs
 from operators.privacy.fold import fold
@@ -21,7 +22,6 @@ MOST = 10**8
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN")
 """Countries whose national phone numbers are known without their country code; each costs time per number."""
 
-Span = tuple[int, int]
 Detector = Callable[[str], Iterator[Span]]
 
 

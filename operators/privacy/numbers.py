@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-Span = tuple[int, int]
+from operators.privacy import Span
 
 RUN = re.compile(r"(?<![0-9A-Za-z])(?<!\d[ .-])\d++(?:[ .-]\d++)*+(?![0-9A-Za-z])")
 """Groups of digits with one space, dot or hyphen between them."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-Span = tuple[int, int]
+from operators.privacy import Span
 
 STRETCH = re.compile(
     r"(?<![0-9+(])(?:(?=[+(])|(?<![A-Za-z_])(?<!\d:)(?<!\d[ ()./-]))[+(]{0,2}\d(?:[ ()./-]{0,3}\d){6,}+"

@@ -1,7 +1,7 @@
 """``ruvllm`` with an engine that answers at once: what is left is everything but the model's own time.
 
-Run as a program it is the command line (``mocked.py serve …``), with every engine of this process, and of the Ray
-workers it starts, replaced. Only benchmarks do this.
+Run as a program (``python -m tests.bench.mocked serve …``) it is the command line, with every engine of this process,
+and of the Ray workers it starts, replaced. Only benchmarks do this.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ def install() -> None:
     from tests.scripted import Scripted
 
     class Mock(Scripted):
+        """A word is a token: characters would overrun the windows that real tokenizers fill by words."""
+
         context_tokens = 2048
 
-    # Tokens as one character each would overrun the windows that real tokenizers fill by words.
-    Mock.tokenize = lambda self, text, special=False: list(range(len(text.split())))  # type: ignore[method-assign]
-    Mock.queue = lambda self: 0  # type: ignore[method-assign]
+        def tokenize(self, text: str, *, special: bool = False) -> list[int]:
+            return list(range(len(text.split())))
+
+        def queue(self) -> int:
+            return 0
+
     generate.make_engine = lambda *args, **window: Mock(PIECES)  # type: ignore[assignment, return-value, attr-defined]
 
 
