@@ -1,8 +1,8 @@
 """Nodes in LanceDB: one database directory a tenant, table ``nodes``; the only file that knows ``lancedb``.
 
 Up to ``resident_rows`` rows a search is answered from ``Resident``: exact, and ten times faster at 20,000 rows; larger
-tenants go to LanceDB's own indexes: full text always, HNSW from ``index_rows`` on. Both pass the same tests; what the
-second lacks stands at ``_search_table``. Writes go to LanceDB first, always.
+tenants go to LanceDB's own indexes (``lance_search``): full text always, HNSW from ``index_rows`` on. Both pass the
+same tests. Writes go to LanceDB first, always.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from operators.base import Knobs
 from operators.errors import Reject, Stop
 from operators.records import Hits
 from operators.stores import fusion, lance_rows
+from operators.stores.lance_search import search_table
 from operators.stores.ports import Node, SearchRequest
-from operators.stores.resident import Resident, speaker
+from operators.stores.resident import Resident
 from operators.stores.tenants import check_nodes, check_tenant, check_vector
 from operators.stores.vendor import translate
 
@@ -116,7 +116,8 @@ class LanceStore:
             self._refresh(opened)
             if opened.resident is not None:
                 return fusion.search_resident(opened.resident, request, self.clock())
-            return self._search_table(opened.table, request, where)
+            ef = self.config.ef if self._has_hnsw(opened.table) else 0
+            return search_table(opened.table, request, where, ef, self._tokenize)
 
     def existing(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
         """Which of ``node_ids`` are stored."""
@@ -244,45 +245,6 @@ class LanceStore:
     @staticmethod
     def _has_hnsw(table: Any) -> bool:
         return any("vector" in index.columns for index in table.list_indices())
-
-    def _search_table(self, table: Any, request: SearchRequest, where: str) -> Hits:
-        deep = fusion.depth(request.k)
-        """The best of what LanceDB's two indexes name, fused as rows in memory are, on the same scale; but each row
-        stands alone, without its neighbours, and a row that neither index names among its first is not seen."""
-        nodes: dict[str, Node] = {}
-        text_score: dict[str, float] = {}
-        if request.mode != "text":
-            query = table.search(request.vector, vector_column_name="vector").distance_type("cosine")
-            query = query.ef(max(self.config.ef, deep)) if self._has_hnsw(table) else query
-            rows = query.where(where, prefilter=True).select([*lance_rows.COLUMNS, "_distance"]).limit(deep).to_arrow()
-            nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
-        if request.mode != "vector":
-            rows = self._text(table, request.text, where, [*lance_rows.COLUMNS, "_score"], deep)
-            nodes.update((node.node_id, node) for node in lance_rows.nodes(rows))
-            text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
-        rows_, deep_text = list(nodes.values()), sorted(nodes.keys() - text_score.keys())
-        if deep_text:  # deeper in the text ranking than we read, or no match: ask for exactly these
-            rows = self._text(table, request.text, lance_rows.one_of("id", deep_text), ["id", "_score"], len(deep_text))
-            text_score.update(zip(rows["id"].to_pylist(), rows["_score"].to_pylist(), strict=True))
-        words = np.array([text_score.get(node.node_id, 0.0) for node in rows_], np.float32)
-        cosine = fusion.cosines(rows_, request.vector)
-        asked = set(self._tokenize(request.text))
-        named = np.array([not asked.isdisjoint(self._tokenize(speaker(node.text))) for node in rows_], np.bool_)
-        scores = fusion.fuse(request.mode, words, cosine, cosine, named)
-        chosen = fusion.best(rows_, np.arange(len(rows_)), scores, cosine, request.k)
-        return fusion.hits(
-            [rows_[i] for i in chosen],
-            scores[chosen].tolist(),
-            cosine[chosen].tolist(),
-            words[chosen].tolist(),
-            request.mode,
-            self.dim,
-        )
-
-    @staticmethod
-    def _text(table: Any, text: str, where: str, columns: list[str], limit: int) -> Any:
-        query = table.search(text, query_type="fts", fts_columns="text").where(where, prefilter=True).select(columns)
-        return query.limit(limit).to_arrow()
 
     @staticmethod
     def _read(table: Any) -> Iterator[list[Node]]:
