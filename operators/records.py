@@ -88,6 +88,8 @@ class Filter:
     kinds: tuple[Kind, ...] = ()
     domains: tuple[str, ...] = ()
     sources: tuple[str, ...] = ()
+    sessions: tuple[str, ...] = ()
+    users: tuple[str, ...] = ()
     created_from: float | None = None
     created_to: float | None = None
 
@@ -97,7 +99,8 @@ class Query:
     """A turn: what is asked, by whom. ``text`` is the last user message, ``messages`` the whole conversation with it.
 
     ``interaction_id`` is a UUIDv7. ``k`` is the number of hits wanted (``None``: the profile's). ``quality_bias`` in
-    [0, 1] trades quality against cost and latency for this request (1: quality alone counts).
+    [0, 1] trades quality against cost and latency for this request (1: quality alone counts). ``user`` is the person
+    that the caller says is asking, empty if it says nothing; what is remembered of them can be deleted by it.
     """
 
     interaction_id: str
@@ -105,6 +108,7 @@ class Query:
     session: str
     text: str
     messages: tuple[Message, ...]
+    user: str = ""
     sampling: Sampling = Sampling()
     filter: Filter = Filter()
     created_at: float
@@ -361,6 +365,7 @@ class Interaction:
     interaction_id: str
     tenant: str
     session: str
+    user: str = ""
     turn: int
     created_at: float
     origin: str = "ruvllm"

@@ -1,32 +1,21 @@
-"""The durable graph in Kùzu (or its fork Ladybug); the only file that knows ``kuzu``.
+"""The durable graph in Kùzu (or its fork Ladybug).
 
 One file for all tenants; a node's id there is ``<tenant>/<node id>``, and as no tenant's name holds a slash, tenants
-can never meet. Kùzu lets one process open a file for writing and one transaction write at a time, and a connection must
-never be used by two threads at once (silent corruption). So there is one connection behind one lock: callers queue up
-there as they would for a writer thread, without a hop to it. Reads are rare: the hot path reads the snapshot.
-
-Rows go in by COPY: a MERGE or MATCH of single rows scans the node table, seconds for a thousand edges.
+can never meet. Reads are rare: the hot path reads the snapshot. Rows go in by COPY: a MERGE or MATCH of single rows
+scans the node table, seconds for a thousand edges.
 """
 
 from __future__ import annotations
 
-import importlib
-import importlib.util  # kuzu's COPY from arrow reads importlib.util without importing it
-import sys
-import threading
+import itertools
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
 
-from pydantic import Field
-
-from operators.base import Knobs
-from operators.errors import RuvError, Skip, Stop
-from operators.records import RELATIONS, Kind
+from operators.errors import Skip
+from operators.records import RELATIONS, Kind, Relation
+from operators.stores.kuzu_file import KuzuFile
 from operators.stores.ports import Edge
 from operators.stores.tenants import check_tenant
-from operators.stores.vendor import translate
 
 FEW = 1000
 """Up to this many ids are looked up by list; for more it is faster to read all of the tenant."""
@@ -34,66 +23,22 @@ _SCHEMA = (
     "CREATE NODE TABLE IF NOT EXISTS Node(id STRING PRIMARY KEY, tenant STRING, kind STRING, created_at DOUBLE)",
     "CREATE REL TABLE IF NOT EXISTS Edge(FROM Node TO Node, rel INT8, weight DOUBLE, created_at DOUBLE, "
     "valid_from DOUBLE, valid_to DOUBLE, source STRING)",
+    "CREATE NODE TABLE IF NOT EXISTS Gone(id STRING PRIMARY KEY, tenant STRING, at DOUBLE)",
 )
-_owned: set[Path] = set()
-"""Files open in this process: Kùzu's own lock does not keep a process from opening a file twice."""
 
 
 class KuzuGraph:
-    """``GraphStore`` on Kùzu. ``module`` is the Python module to use: the two have the same interface and different
-    files, and refuse each other's. Any thread may call it."""
+    """``GraphStore`` on Kùzu. Any thread may call it."""
 
-    class Config(Knobs):
+    class Config(KuzuFile.Config):
         """The knobs of the graph store."""
 
-        module: Literal["kuzu", "ladybug"] = "kuzu"
-        """Which implementation to use; ``ladybug`` is the maintained fork (``pip install ladybug==0.22.0``). Neither
-        opens the other's files."""
-        buffer_pool_bytes: int = Field(256 << 20, ge=32 << 20)
-        """Memory for pages, in bytes."""
-        max_bytes: int = Field(64 << 30, ge=1 << 30)
-        """Largest size of the file, in bytes; so much address space is reserved. A power of two."""
-        threads: int = Field(1, ge=1, le=64)
-        """Threads a query may use."""
-
     def __init__(self, path: Path, config: Config | None = None) -> None:
-        self.path, self.config = Path(path).resolve(), config or self.Config()
-        self._database: Any = None
-        self._connection: Any = None
-        self._lock = threading.RLock()
+        self._file = KuzuFile(path, config or self.Config(), _SCHEMA)
 
     def open(self) -> None:
         """Open or create. Raises ``Stop`` when another process owns it or the file can't be used."""
-        try:
-            with _private_symbols():
-                module = importlib.import_module(self.config.module)
-        except ImportError as e:
-            raise Stop("graph", f"can't import {self.config.module!r}: {e}", "install it, or set module: kuzu") from e
-        with self._lock:
-            if self._connection is not None:
-                return
-            if self.path in _owned:
-                raise Stop("graph", f"{self.path} is open in this process already", "share the one that has it open")
-            try:
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                with _private_symbols():  # ladybug loads its library only here
-                    self._database = module.Database(
-                        str(self.path),
-                        buffer_pool_size=self.config.buffer_pool_bytes,
-                        max_db_size=self.config.max_bytes,
-                        max_num_threads=self.config.threads,
-                    )
-                self._connection = module.Connection(self._database, num_threads=self.config.threads)
-                for statement in _SCHEMA:
-                    self._connection.execute(statement).close()
-            except (RuntimeError, OSError) as e:
-                self._release()
-                if "lock on file" in str(e):
-                    remedy = "let the process that has it open do the work, or end it"
-                    raise Stop("graph", f"another process has {self.path} open", remedy) from e
-                remedy = f"give a file that it may write, made by {self.config.module}"
-                raise Stop("graph", f"can't open {self.path}: {e}", remedy) from e
-            _owned.add(self.path)
+        self._file.open()
 
     def upsert(
         self, tenant: str, node_ids: Sequence[str], kinds: Sequence[Kind], edges: Sequence[Edge], created_at: float
@@ -103,32 +48,97 @@ class KuzuGraph:
         ``created_at`` (Unix seconds) is that of the nodes. What is there already stays, but for an edge's weight.
         """
         kind_of = dict(zip((_key(tenant, node_id) for node_id in node_ids), kinds, strict=True))
-        edge_of = {
-            (_key(tenant, e.source_id), _key(tenant, e.target_id), RELATIONS.index(e.relation)): e for e in edges
-        }
-        with self._door(), self._transaction():
+        edge_of = {_edge_key(tenant, edge): edge for edge in edges}
+        with self._file.door(), self._file.transaction():
             ends = {key for s, t, _ in edge_of for key in (s, t)}
             known = self._known(tenant, ends | kind_of.keys())
             lost = sorted(ends - known - kind_of.keys())
             if lost:
                 got = f"{len(lost)} ends of edges are no nodes of tenant {tenant!r}, e.g. {lost[0]!r}"
                 raise Skip("graph", got, "write the nodes first")
-            self._copy_nodes(tenant, {key: kind for key, kind in kind_of.items() if key not in known}, created_at)
+            self._copy_nodes(tenant, [(key, kind, created_at) for key, kind in kind_of.items() if key not in known])
             weights = self._weights(tenant, {s for s, _, _ in edge_of} & known)
             self._copy_edges({key: edge for key, edge in edge_of.items() if key not in weights})
             changed = {k: e.weight for k, e in edge_of.items() if weights.get(k, e.weight) != e.weight}
             if changed:
-                self._run(
+                self._file.run(
                     "UNWIND $rows AS r MATCH (a:Node {id: r.s})-[e:Edge]->(b:Node {id: r.t}) WHERE e.rel = r.rel "
                     "SET e.weight = r.weight",
                     rows=[{"s": s, "t": t, "rel": rel, "weight": float(w)} for (s, t, rel), w in changed.items()],
                 )
 
+    def remove(self, tenant: str, node_ids: Sequence[str], *, gone_at: float | None = None) -> tuple[int, int]:
+        """Remove nodes and their edges in one transaction; returns how many of each. With ``gone_at`` (Unix seconds)
+        the ids are remembered as ``gone``, whether they were there or not."""
+        keys = sorted({_key(tenant, node_id) for node_id in node_ids})
+        with self._file.door(), self._file.transaction():
+            before = self._count(tenant)
+            for some in _slices(keys):
+                self._file.run("MATCH (a:Node) WHERE a.id IN $keys DETACH DELETE a", keys=some)
+            if gone_at is not None:
+                self._remember_gone(tenant, keys, gone_at)
+            after = self._count(tenant)
+        return before[0] - after[0], before[1] - after[1]
+
+    def gone(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
+        """Which of ``node_ids`` were removed for good and must not come back by themselves."""
+        keys, cut = sorted({_key(tenant, node_id) for node_id in node_ids}), len(_key(tenant, ""))
+        with self._file.door():
+            return {key[cut:] for some in _slices(keys) for key in self._gone(some)}
+
+    def replace(
+        self, tenant: str, nodes: Sequence[tuple[str, Kind, float]], edges: Sequence[Edge], *, gone: Sequence[str] = ()
+    ) -> None:
+        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` all that the tenant has, in one transaction."""
+        check_tenant("graph", tenant)
+        with self._file.door(), self._file.transaction():
+            self._file.run("MATCH (a:Node) WHERE a.tenant = $tenant DETACH DELETE a", tenant=tenant)
+            self._file.run("MATCH (g:Gone) WHERE g.tenant = $tenant DELETE g", tenant=tenant)
+            self._copy_nodes(tenant, [(_key(tenant, node_id), kind, at) for node_id, kind, at in nodes])
+            known = {node_id for node_id, _, _ in nodes}
+            lost = [edge for edge in edges if not {edge.source_id, edge.target_id} <= known]
+            if lost:
+                raise Skip("graph", f"{len(lost)} edges without their nodes", "give the nodes too")
+            self._copy_edges({_edge_key(tenant, edge): edge for edge in edges})
+            self._remember_gone(tenant, sorted(_key(tenant, node_id) for node_id in gone), 0.0)
+
+    def node_ids(self, tenant: str) -> set[str]:
+        """Every node's id."""
+        cut = len(_key(tenant, ""))
+        with self._file.door():
+            return {key[cut:] for (key,) in self._file.run("MATCH (a:Node) WHERE a.tenant = $t RETURN a.id", t=tenant)}
+
+    def edges_at(self, tenant: str, node_ids: Sequence[str]) -> list[Edge]:
+        """Every live edge that starts or ends at one of ``node_ids``."""
+        keys, cut = sorted({_key(tenant, node_id) for node_id in node_ids}), len(_key(tenant, ""))
+        found: dict[tuple[str, str, int], Edge] = {}
+        with self._file.door():
+            for end, some in itertools.product("ab", _slices(keys)):
+                rows = self._file.run(
+                    f"MATCH (a:Node)-[e:Edge]->(b:Node) WHERE {end}.id IN $keys AND e.valid_to = 0.0 "
+                    "RETURN a.id, b.id, e.rel, e.weight, e.created_at",
+                    keys=some,
+                )
+                for s, t, rel, weight, at in rows:
+                    found[s, t, rel] = Edge(
+                        source_id=s[cut:], target_id=t[cut:], relation=RELATIONS[rel], weight=weight, created_at=at
+                    )
+        return list(found.values())
+
+    def cut(self, tenant: str, node_id: str, relation: Relation) -> int:
+        """Remove the node's edges of one relation, both ways; returns how many."""
+        key, rel = _key(tenant, node_id), RELATIONS.index(relation)
+        with self._file.door(), self._file.transaction():
+            before = self._count(tenant)[1]
+            for pattern in ("(a:Node)-[e:Edge]->(:Node)", "(a:Node)<-[e:Edge]-(:Node)"):
+                self._file.run(f"MATCH {pattern} WHERE a.id = $key AND e.rel = $rel DELETE e", key=key, rel=rel)
+            return before - self._count(tenant)[1]
+
     def edges(self, tenant: str) -> Iterable[tuple[str, str, int, float]]:
         """Every live edge as (source_id, target_id, relation index, weight)."""
         cut = len(_key(tenant, ""))
-        with self._door():
-            rows = self._run(
+        with self._file.door():
+            rows = self._file.run(
                 "MATCH (a:Node)-[e:Edge]->(b:Node) WHERE a.tenant = $tenant AND e.valid_to = 0.0 "
                 "RETURN a.id, b.id, e.rel, e.weight",
                 tenant=tenant,
@@ -139,8 +149,8 @@ class KuzuGraph:
         """Known nodes among ``node_ids`` and all within ``hops`` of them, both ways. The slow, exact reference."""
         cut, keys = len(_key(tenant, "")), sorted({_key(tenant, node_id) for node_id in node_ids})
         path = f"-[e:Edge*0..{int(hops)} (r, n | WHERE r.valid_to = 0.0)]-(b:Node)" if hops else ""
-        with self._door():
-            rows = self._run(
+        with self._file.door():
+            rows = self._file.run(
                 f"MATCH (a:Node){path} WHERE a.id IN $keys RETURN DISTINCT {'b' if hops else 'a'}.id", keys=keys
             )
         return {key[cut:] for (key,) in rows}
@@ -148,49 +158,46 @@ class KuzuGraph:
     def count(self, tenant: str) -> tuple[int, int]:
         """(nodes, edges)."""
         check_tenant("graph", tenant)
-        with self._door():
-            nodes = self._run("MATCH (a:Node) WHERE a.tenant = $tenant RETURN count(*)", tenant=tenant)
-            edges = self._run(
-                "MATCH (a:Node)-[e:Edge]->(b:Node) WHERE a.tenant = $tenant AND e.valid_to = 0.0 RETURN count(*)",
-                tenant=tenant,
-            )
-        return int(nodes[0][0]), int(edges[0][0])
+        with self._file.door():
+            return self._count(tenant)
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file."""
+        with self._file.door():
+            self._file.run("CHECKPOINT")
 
     def close(self) -> None:
         """Checkpoint and release the file; safe to call twice."""
-        with self._lock:
-            if self._connection is None:
-                return
-            try:
-                with self._door():
-                    self._run("CHECKPOINT")
-            finally:
-                self._release()
-                _owned.discard(self.path)
-
-    def _release(self) -> None:
-        for handle in (self._connection, self._database):
-            if handle is not None:
-                handle.close()
-        self._connection = self._database = None
+        self._file.close()
 
     # ------------------------------------------------------------------------------------------------ statements
 
-    def _run(self, statement: str, **parameters: Any) -> list[list[Any]]:
-        result = self._connection.execute(statement, parameters)
-        try:
-            rows: list[list[Any]] = result.get_all()
-            return rows
-        finally:
-            result.close()
+    def _count(self, tenant: str) -> tuple[int, int]:
+        nodes = self._file.run("MATCH (a:Node) WHERE a.tenant = $tenant RETURN count(*)", tenant=tenant)
+        edges = self._file.run(
+            "MATCH (a:Node)-[e:Edge]->(b:Node) WHERE a.tenant = $tenant AND e.valid_to = 0.0 RETURN count(*)",
+            tenant=tenant,
+        )
+        return int(nodes[0][0]), int(edges[0][0])
+
+    def _gone(self, keys: Sequence[str]) -> list[str]:
+        return [key for (key,) in self._file.run("MATCH (g:Gone) WHERE g.id IN $keys RETURN g.id", keys=list(keys))]
+
+    def _remember_gone(self, tenant: str, keys: Sequence[str], at: float) -> None:
+        import pyarrow as pa
+
+        new = sorted(set(keys) - {key for some in _slices(keys) for key in self._gone(some)})
+        if new:
+            rows = pa.table({"id": new, "tenant": [tenant] * len(new), "at": [float(at)] * len(new)})
+            self._file.run("COPY Gone FROM $rows", rows=rows)
 
     def _known(self, tenant: str, keys: set[str]) -> set[str]:
         if not keys:
             return set()
         if len(keys) <= FEW:
-            rows = self._run("MATCH (a:Node) WHERE a.id IN $keys RETURN a.id", keys=sorted(keys))
+            rows = self._file.run("MATCH (a:Node) WHERE a.id IN $keys RETURN a.id", keys=sorted(keys))
         else:
-            rows = self._run("MATCH (a:Node) WHERE a.tenant = $tenant RETURN a.id", tenant=tenant)
+            rows = self._file.run("MATCH (a:Node) WHERE a.tenant = $tenant RETURN a.id", tenant=tenant)
         return {key for (key,) in rows} & keys
 
     def _weights(self, tenant: str, sources: set[str]) -> dict[tuple[str, str, int], float]:
@@ -200,20 +207,18 @@ class KuzuGraph:
         where, parameters = ("a.id IN $keys", {"keys": sorted(sources)})
         if len(sources) > FEW:
             where, parameters = ("a.tenant = $tenant", {"tenant": tenant})  # type: ignore[dict-item]
-        rows = self._run(
+        rows = self._file.run(
             f"MATCH (a:Node)-[e:Edge]->(b:Node) WHERE {where} RETURN a.id, b.id, e.rel, e.weight", **parameters
         )
         return {(s, t, relation): weight for s, t, relation, weight in rows}
 
-    def _copy_nodes(self, tenant: str, kind_of: dict[str, Kind], created_at: float) -> None:
+    def _copy_nodes(self, tenant: str, nodes: Sequence[tuple[str, Kind, float]]) -> None:
         import pyarrow as pa
 
-        if not kind_of:
-            return
-        n = len(kind_of)
-        columns = {"id": list(kind_of), "tenant": [tenant] * n, "kind": list(kind_of.values())}
-        table = pa.table({**columns, "created_at": [float(created_at)] * n})
-        self._run("COPY Node FROM $rows", rows=table)
+        if nodes:
+            columns = {name: [node[i] for node in nodes] for i, name in enumerate(("id", "kind", "created_at"))}
+            table = pa.table({"id": columns["id"], "tenant": [tenant] * len(nodes), "kind": columns["kind"]})
+            self._file.run("COPY Node FROM $rows", rows=table.append_column("created_at", [columns["created_at"]]))
 
     def _copy_edges(self, edge_of: dict[tuple[str, str, int], Edge]) -> None:
         import pyarrow as pa
@@ -233,48 +238,17 @@ class KuzuGraph:
                 "source": [""] * len(edges),
             }
         )
-        self._run("COPY Edge FROM $rows", rows=table)
-
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        self._run("BEGIN TRANSACTION")
-        try:
-            yield
-            self._run("COMMIT")
-        except BaseException:
-            # Kùzu has already rolled back after some errors of its own, and says so with an error here.
-            try:
-                self._run("ROLLBACK")
-            except RuntimeError as e:
-                if "No active transaction" not in str(e):
-                    raise
-            raise
-
-    @contextmanager
-    def _door(self) -> Iterator[None]:
-        """The lock, and the one place where Kùzu's errors become ours."""
-        with self._lock:
-            if self._connection is None:
-                raise Stop("graph", f"{self.path} is not open", "call open() first")
-            try:
-                yield
-            except RuvError:
-                raise
-            except RuntimeError as e:
-                raise translate("graph", e, self.path) from e
-
-
-@contextmanager
-def _private_symbols() -> Iterator[None]:
-    """Both load themselves with RTLD_GLOBAL for their extensions, which we don't use. Their C++ symbols would then
-    stand in for those of libraries that load later: importing xllamacpp after it ends the process (bad_alloc)."""
-    real = sys.setdlopenflags
-    sys.setdlopenflags = lambda flags: None
-    try:
-        yield
-    finally:
-        sys.setdlopenflags = real
+        self._file.run("COPY Edge FROM $rows", rows=table)
 
 
 def _key(tenant: str, node_id: str) -> str:
     return f"{check_tenant('graph', tenant)}/{node_id}"
+
+
+def _edge_key(tenant: str, edge: Edge) -> tuple[str, str, int]:
+    return _key(tenant, edge.source_id), _key(tenant, edge.target_id), RELATIONS.index(edge.relation)
+
+
+def _slices(keys: Sequence[str]) -> Iterator[Sequence[str]]:
+    """``keys`` in parts that a statement takes well."""
+    return (keys[begin : begin + FEW] for begin in range(0, len(keys), FEW))

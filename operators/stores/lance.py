@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import shutil
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -21,7 +23,7 @@ from pydantic import Field
 
 from operators.base import Knobs
 from operators.errors import Reject, Stop
-from operators.records import Hits
+from operators.records import Filter, Hits
 from operators.stores import fusion, lance_rows
 from operators.stores.lance_search import search_table
 from operators.stores.ports import Node, SearchRequest
@@ -131,6 +133,45 @@ class LanceStore:
             query = opened.table.search().where(lance_rows.one_of("id", sorted(set(node_ids)))).select(["id"])
             return set(query.to_arrow()["id"].to_pylist())
 
+    def get(self, tenant: str, node_ids: Sequence[str]) -> dict[str, Node]:
+        """The nodes among ``node_ids`` that are stored, expired ones too."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None or not node_ids:
+                return {}
+            self._refresh(opened)
+            where = lance_rows.one_of("id", sorted(set(node_ids)))
+            rows = opened.table.search().where(where).select(lance_rows.COLUMNS).to_arrow()
+            return {node.node_id: node for node in lance_rows.nodes(rows)}
+
+    def listed(self, tenant: str, where: Filter, *, expired: bool | None = None) -> list[tuple[float, str]]:
+        """(created_at, id) of every node that passes ``where``, newest first; ``expired`` asks for one sort only."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None:
+                return []
+            self._refresh(opened)
+            condition = lance_rows.sql(where, self.clock(), expired)
+            rows = opened.table.search().where(condition).select(["id", "created_at"]).to_arrow()
+            pairs = zip(rows["created_at"].to_pylist(), rows["id"].to_pylist(), strict=True)
+            return sorted(pairs, reverse=True)
+
+    def remove(self, tenant: str, node_ids: Sequence[str]) -> int:
+        """Remove nodes by id, durably; returns how many there were."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None or not node_ids:
+                return 0
+            with opened.lock:
+                self._refresh(opened, always=True)
+                before = opened.table.count_rows()
+                for begin in range(0, len(node_ids), BATCH):
+                    opened.table.delete(lance_rows.one_of("id", node_ids[begin : begin + BATCH]))
+                if opened.resident is not None:
+                    opened.resident.remove(node_ids)
+                opened.version = opened.table.version
+                return int(before - opened.table.count_rows())
+
     def scan(self, tenant: str) -> Iterator[Sequence[Node]]:
         """Every node in batches, ordered by nothing in particular."""
         with self._door():
@@ -153,9 +194,9 @@ class LanceStore:
             self._refresh(opened)
             return int(opened.table.count_rows())
 
-    def optimize(self, tenant: str) -> None:
+    def optimize(self, tenant: str, *, purge: bool = False) -> None:
         """Fold recent writes into the indexes, compact, remove old versions, build HNSW when it is due. One process
-        at a time may do this: two rewrites conflict."""
+        at a time may do this: two rewrites conflict. ``purge`` removes every old version at once."""
         from lancedb.index import HnswSq
 
         with self._door():
@@ -168,8 +209,35 @@ class LanceStore:
                     opened.table.create_index(
                         "vector", config=HnswSq(distance_type="cosine", num_partitions=1, m=32, ef_construction=200)
                     )
-                opened.table.optimize(cleanup_older_than=timedelta(seconds=self.config.keep_versions_s))
+                keep = timedelta(seconds=0 if purge else self.config.keep_versions_s)
+                with warnings.catch_warnings():  # of readers of old versions: only this process reads them
+                    warnings.filterwarnings("ignore", "optimize\\(cleanup_older_than=0\\)", UserWarning)
+                    opened.table.optimize(cleanup_older_than=keep)
                 opened.version = opened.table.version
+
+    def replace(self, tenant: str, nodes: Iterable[Sequence[Node]]) -> int:
+        """Make ``nodes`` (in batches) all that the tenant has, in one step; returns how many."""
+        import pyarrow as pa
+
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant)) or self._create(tenant)
+            with opened.lock:
+                rows = (
+                    batch
+                    for some in nodes
+                    for batch in lance_rows.table(check_nodes("memory", some, self.dim), self.dim).to_batches()
+                )
+                schema = lance_rows.schema(self.dim)
+                opened.table.add(pa.RecordBatchReader.from_batches(schema, rows), mode="overwrite")
+                self._open.pop(tenant)  # opened anew, with new indexes and rows in memory
+            return int(self._create(tenant).table.count_rows())
+
+    def drop(self, tenant: str) -> None:
+        """Remove the tenant, its files and all."""
+        with self._door(), self._lock:
+            self._open.pop(check_tenant("memory", tenant), None)
+            if (self.root / tenant).exists():
+                shutil.rmtree(self.root / tenant)
 
     def close(self) -> None:
         """Release handles; safe to call twice."""
@@ -210,6 +278,10 @@ class LanceStore:
             table = database.create_table(TABLE, schema=lance_rows.schema(self.dim), mode="overwrite")
         if not table.list_indices():  # new, or a crash came between the table and its index
             table.create_index("text", config=FTS(with_position=False, stem=True))
+        missing = set(lance_rows.COLUMNS) - set(table.schema.names)
+        if missing:
+            got = f"tenant {tenant!r} has no column {', '.join(sorted(missing))}: another version of RuvLLM wrote it"
+            raise Stop("memory", got, f"ingest its documents anew, into another directory than {self.root}")
         held = table.schema.field("vector").type.list_size
         if held != self.dim:
             got = f"tenant {tenant!r} holds vectors of {held}, the encoder makes vectors of {self.dim}"

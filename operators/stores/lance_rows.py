@@ -19,6 +19,7 @@ _SCALARS: dict[str, type] = {
     "domain": str,
     "source": str,
     "session": str,
+    "user": str,
     "position": int,
     "tokens": int,
     "created_at": float,
@@ -72,10 +73,17 @@ def _matrix(column: Any) -> npt.NDArray[np.float32]:
     return flat.reshape(len(whole), whole.type.list_size)
 
 
-def sql(where: Filter, now: float) -> str:
-    """``where`` as SQL, expired rows excluded."""
-    parts = [f"(expires_at = 0 OR expires_at > {_number(now)})"]
-    for column, values in (("kind", where.kinds), ("domain", where.domains), ("source", where.sources)):
+def sql(where: Filter, now: float, expired: bool | None = False) -> str:
+    """``where`` as SQL, of rows that are expired, or not, or either (``None``)."""
+    over = f"(expires_at <> 0 AND expires_at <= {_number(now)})"
+    parts = ["true" if expired is None else over if expired else f"NOT {over}"]
+    for column, values in (
+        ("kind", where.kinds),
+        ("domain", where.domains),
+        ("source", where.sources),
+        ("session", where.sessions),
+        ("user", where.users),
+    ):
         if values:
             parts.append(one_of(column, values))
     if where.created_from is not None:

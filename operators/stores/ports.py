@@ -27,6 +27,7 @@ class Node:
     domain: str = ""
     source: str = ""
     session: str = ""
+    user: str = ""
     position: int = 0
     tokens: int = 0
     created_at: float
@@ -98,6 +99,16 @@ class VectorStore(Protocol):
     def existing(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
         """Which of ``node_ids`` are stored."""
 
+    def get(self, tenant: str, node_ids: Sequence[str]) -> dict[str, Node]:
+        """The nodes among ``node_ids`` that are stored, expired ones too."""
+
+    def listed(self, tenant: str, where: Filter, *, expired: bool | None = None) -> list[tuple[float, str]]:
+        """(created_at, id) of every node that passes ``where``, newest first; ``expired`` asks for one sort only."""
+
+    def remove(self, tenant: str, node_ids: Sequence[str]) -> int:
+        """Remove nodes by id, durably; returns how many there were. Their bytes go with the old versions, which
+        ``optimize`` removes."""
+
     def scan(self, tenant: str) -> Iterator[Sequence[Node]]:
         """Every node in batches, ordered by nothing in particular."""
 
@@ -107,8 +118,15 @@ class VectorStore(Protocol):
     def count(self, tenant: str) -> int:
         """Number of nodes."""
 
-    def optimize(self, tenant: str) -> None:
-        """Fold recent writes into the indexes and compact; off the hot path."""
+    def optimize(self, tenant: str, *, purge: bool = False) -> None:
+        """Fold recent writes into the indexes and compact; off the hot path. ``purge`` removes every old version
+        at once."""
+
+    def replace(self, tenant: str, nodes: Iterable[Sequence[Node]]) -> int:
+        """Make ``nodes`` (in batches) all that the tenant has, in one step; returns how many."""
+
+    def drop(self, tenant: str) -> None:
+        """Remove the tenant, its files and all."""
 
     def close(self) -> None:
         """Release handles; safe to call twice."""
@@ -125,6 +143,27 @@ class GraphStore(Protocol):
     ) -> None:
         """Write nodes and edges in one transaction; edges whose ends are unknown raise ``Skip`` and write nothing."""
 
+    def remove(self, tenant: str, node_ids: Sequence[str], *, gone_at: float | None = None) -> tuple[int, int]:
+        """Remove nodes and their edges in one transaction; returns how many of each. With ``gone_at`` (Unix seconds)
+        the ids are remembered as ``gone``, whether they were there or not."""
+
+    def gone(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
+        """Which of ``node_ids`` were removed for good and must not come back by themselves."""
+
+    def replace(
+        self, tenant: str, nodes: Sequence[tuple[str, Kind, float]], edges: Sequence[Edge], *, gone: Sequence[str] = ()
+    ) -> None:
+        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` all that the tenant has, in one transaction."""
+
+    def node_ids(self, tenant: str) -> set[str]:
+        """Every node's id."""
+
+    def edges_at(self, tenant: str, node_ids: Sequence[str]) -> list[Edge]:
+        """Every live edge that starts or ends at one of ``node_ids``."""
+
+    def cut(self, tenant: str, node_id: str, relation: Relation) -> int:
+        """Remove the node's edges of one relation, both ways; returns how many."""
+
     def edges(self, tenant: str) -> Iterable[tuple[str, str, int, float]]:
         """Every live edge as (source_id, target_id, relation index, weight)."""
 
@@ -133,6 +172,9 @@ class GraphStore(Protocol):
 
     def count(self, tenant: str) -> tuple[int, int]:
         """(nodes, edges)."""
+
+    def checkpoint(self) -> None:
+        """Fold the write-ahead log into the file."""
 
     def close(self) -> None:
         """Checkpoint and release the file; safe to call twice."""

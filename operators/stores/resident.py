@@ -30,6 +30,8 @@ PASSAGE_K1 = 0.5
 BLOCK = 16
 """Words scored at a time for passages; bounds the memory a long query takes."""
 Tokenize = Callable[[str], list[str]]
+_FILTERED = ("kind", "domain", "source", "session", "user")
+"""Fields of a node that a filter may name."""
 _SPEAKER = re.compile(r"\s*([^\s:][^:\n]{0,39}):\s")
 
 
@@ -88,7 +90,7 @@ class Resident:
         self._vectors = np.zeros((0, dim), np.float32)
         self._norm, self._length = np.zeros(0, np.float32), np.zeros(0, np.float32)
         self._created, self._expires = np.zeros(0), np.zeros(0)
-        self._kind, self._domain, self._source = (np.zeros(0, np.int32) for _ in range(3))
+        self._kind, self._domain, self._source, self._session, self._user = (np.zeros(0, np.int32) for _ in range(5))
         self._live = np.zeros(0, np.bool_)
         self._strands = Strands()
 
@@ -108,14 +110,18 @@ class Resident:
                         continue
                     self._kill(old)
                 self._append(node)
-            if len(self._nodes) > 64 and len(self._nodes) > 2 * len(self._row):
-                self._compact()
+            self._compact_if_due()
 
     def keep(self, node_ids: set[str]) -> None:
         """Drop every row whose id is not in ``node_ids``."""
         with self._lock:
             for node_id in self._row.keys() - node_ids:
                 self._kill(self._row.pop(node_id))
+            self._compact_if_due()
+
+    def remove(self, node_ids: Iterable[str]) -> None:
+        """Drop the rows of ``node_ids``."""
+        self.keep(self._row.keys() - set(node_ids))
 
     def search(self, vector: F32, text: str, where: Filter, now: float, passages: bool = True) -> Scores:
         """Every row's cosine to ``vector`` and BM25 for ``text``; only with ``passages`` also those with neighbours.
@@ -157,6 +163,8 @@ class Resident:
             ("kind", where.kinds, self._kind),
             ("domain", where.domains, self._domain),
             ("source", where.sources, self._source),
+            ("session", where.sessions, self._session),
+            ("user", where.users, self._user),
         ):
             if values:
                 passes &= np.isin(codes[:n], [self._codes.get((column, value), -1) for value in values])
@@ -181,10 +189,9 @@ class Resident:
         self._norm[row] = np.linalg.norm(node.vector)
         self._length[row] = terms.total()
         self._created[row], self._expires[row] = node.created_at, node.expires_at
-        self._kind[row], self._domain[row], self._source[row] = (
-            self._codes.setdefault(key, len(self._codes))
-            for key in (("kind", node.kind), ("domain", node.domain), ("source", node.source))
-        )
+        for column in _FILTERED:
+            key = (column, getattr(node, column))
+            getattr(self, f"_{column}")[row] = self._codes.setdefault(key, len(self._codes))
         self._live[row] = True
         self._nodes.append(node)
         self._row[node.node_id] = row
@@ -196,14 +203,16 @@ class Resident:
 
     def _grow(self, size: int) -> None:
         """Room for ``size`` rows. New arrays, so a search under way keeps its own."""
-        for name in ("_vectors", "_norm", "_length", "_created", "_expires", "_kind", "_domain", "_source", "_live"):
+        for name in ("_vectors", "_norm", "_length", "_created", "_expires", "_live", *(f"_{c}" for c in _FILTERED)):
             old = getattr(self, name)
             new = np.zeros((size, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
             setattr(self, name, new)
         self._strands.grow(size)
 
-    def _compact(self) -> None:
+    def _compact_if_due(self) -> None:
+        if len(self._nodes) <= max(64, 2 * len(self._row)):
+            return
         nodes = [self._nodes[row] for row in self._row.values()]
         self._clear(self._vectors.shape[1])
         for node in nodes:
