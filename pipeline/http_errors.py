@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 from fastapi import FastAPI, Request
@@ -64,8 +65,8 @@ def words(error: Exception) -> str:
     return str(error) if isinstance(error, RuvError) else "an unforeseen error; the service's log has the details"
 
 
-def install(app: FastAPI, max_body_bytes: int) -> None:
-    """Give ``app`` the error handlers and the body limit."""
+def install(app: FastAPI, max_body_bytes: int, others: Mapping[str, int]) -> None:
+    """Give ``app`` the error handlers and the body limit; ``others``: beginning of a path → a limit of its own."""
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RuvError)  # noqa: S101 - what the handler is registered for
@@ -90,7 +91,7 @@ def install(app: FastAPI, max_body_bytes: int) -> None:
     app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, others=others)
 
 
 def _astray(request: Request, error: HTTPException) -> str:
@@ -108,18 +109,18 @@ def _astray(request: Request, error: HTTPException) -> str:
 class BodyLimit:
     """ASGI middleware that answers 413 as soon as a body is too large, by its header or while it is read."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int) -> None:
-        self.app = app
-        self.max_bytes = max_bytes
+    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int]) -> None:
+        self.app, self.max_bytes, self.others = app, max_bytes, others
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
+        most = next((n for start, n in self.others.items() if scope["path"].startswith(start)), self.max_bytes)
         declared = dict(scope["headers"]).get(b"content-length", b"0")
-        if declared.isdigit() and int(declared) > self.max_bytes:
-            await error_response(413, self._message(int(declared)))(scope, receive, send)
+        if declared.isdigit() and int(declared) > most:
+            await error_response(413, _too_large(int(declared), most))(scope, receive, send)
             return
         seen = 0
 
@@ -127,12 +128,13 @@ class BodyLimit:
             nonlocal seen
             message = await receive()
             seen += len(message.get("body", b""))
-            if seen > self.max_bytes:
+            if seen > most:
                 # FastAPI hands an HTTPException from here on to its handler and turns any other into a 400.
-                raise HTTPException(413, self._message(seen))
+                raise HTTPException(413, _too_large(seen, most))
             return message
 
         await self.app(scope, limited, send)
 
-    def _message(self, got: int) -> str:
-        return f"body: at least {got} bytes; send at most {self.max_bytes} (http.max_body_bytes)"
+
+def _too_large(got: int, most: int) -> str:
+    return f"body: at least {got} bytes; send at most {most} (http.max_body_bytes)"

@@ -40,5 +40,11 @@ class Sessions:
                 break
             self._entries.popitem(last=False)
 
+    def forget(self, tenant: str, session: str | None = None) -> None:
+        """Forget one session of the tenant, or all of them."""
+        gone = [key for key in self._entries if key[0] == tenant and session in (None, key[1])]
+        for key in gone:
+            del self._entries[key]
+
     def __len__(self) -> int:
         return len(self._entries)

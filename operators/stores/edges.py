@@ -3,6 +3,7 @@ similar."""
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Sequence
 
 from pydantic import Field
@@ -40,14 +41,29 @@ class EdgeMaker:
     def __init__(self, config: Config, search: Callable[[SearchRequest], Hits]) -> None:
         self.config = config
         self._search = search
-        self._places: dict[tuple[str, str] | None, dict[int, str]] = {}  # session or source → position → node id
+        self._places: dict[tuple[str, str], list[tuple[int, str]]] = {}  # session or source → (position, node id)
 
     def place(self, nodes: Iterable[Node]) -> None:
         """Remember where ``nodes`` stand in their sessions or sources."""
         for node in nodes:
-            key = strand(node)
-            if key is not None:
-                self._places.setdefault(key, {})[node.position] = node.node_id
+            key, place = strand(node), (node.position, node.node_id)
+            if key is None:
+                continue
+            places = self._places.setdefault(key, [])
+            at = bisect_left(places, (node.position, ""))
+            if at < len(places) and places[at][0] == node.position:
+                places[at] = place
+            else:
+                places.insert(at, place)
+
+    def forget(self, nodes: Iterable[Node]) -> None:
+        """Their places are free."""
+        for node in nodes:
+            key, place = strand(node), (node.position, node.node_id)
+            if key is not None and place in (places := self._places.get(key, [])):
+                places.remove(place)
+                if not places:
+                    del self._places[key]
 
     def edges(self, tenant: str, nodes: Sequence[Node]) -> list[Edge]:
         """Edges between ``nodes`` (placed and searchable already) and everything that is there."""
@@ -58,18 +74,23 @@ class EdgeMaker:
         return list(made.values())
 
     def _strand(self, node: Node) -> Iterable[Edge]:
-        places = self._places.get(strand(node), {})
-        before, after = places.get(node.position - 1), places.get(node.position + 1)
+        key = strand(node)
+        places = self._places.get(key, []) if key is not None else []
+        at = bisect_left(places, (node.position, ""))
+        before, after = places[max(at - 1, 0) : at], places[at + 1 : at + 2]
+        if not node.session:  # of a session not every turn is remembered, of a document every chunk
+            before = [place for place in before if place[0] == node.position - 1]
+            after = [place for place in after if place[0] == node.position + 1]
         relation: Relation = "next_turn" if node.session else "next_chunk"
         weight = self.config.next_turn_weight if node.session else self.config.next_chunk_weight
-        if before is not None:
-            yield _edge(before, node.node_id, relation, weight, node)
-        if after is not None:
-            yield _edge(node.node_id, after, relation, weight, node)
+        for _, other in before:
+            yield _edge(other, node.node_id, relation, weight, node)
+        for _, other in after:
+            yield _edge(node.node_id, other, relation, weight, node)
         if places and not node.session:
-            first = min(places)
-            if 0 < node.position - first <= self.config.same_source_max:
-                yield _edge(places[first], node.node_id, "same_source", self.config.same_source_weight, node)
+            position, first = places[0]
+            if 0 < node.position - position <= self.config.same_source_max:
+                yield _edge(first, node.node_id, "same_source", self.config.same_source_weight, node)
 
     def _similar(self, tenant: str, node: Node) -> Iterable[Edge]:
         top = self.config.similar_top

@@ -57,6 +57,8 @@ class KuzuGraph:
                 got = f"{len(lost)} ends of edges are no nodes of tenant {tenant!r}, e.g. {lost[0]!r}"
                 raise Skip("graph", got, "write the nodes first")
             self._copy_nodes(tenant, [(key, kind, created_at) for key, kind in kind_of.items() if key not in known])
+            for some in _slices(sorted(kind_of)):  # written on purpose: no longer gone
+                self._file.run("MATCH (g:Gone) WHERE g.id IN $keys DELETE g", keys=some)
             weights = self._weights(tenant, {s for s, _, _ in edge_of} & known)
             self._copy_edges({key: edge for key, edge in edge_of.items() if key not in weights})
             changed = {k: e.weight for k, e in edge_of.items() if weights.get(k, e.weight) != e.weight}
@@ -85,6 +87,13 @@ class KuzuGraph:
         keys, cut = sorted({_key(tenant, node_id) for node_id in node_ids}), len(_key(tenant, ""))
         with self._file.door():
             return {key[cut:] for some in _slices(keys) for key in self._gone(some)}
+
+    def all_gone(self, tenant: str) -> list[str]:
+        """Every id that was removed for good, sorted."""
+        cut = len(_key(tenant, ""))
+        with self._file.door():
+            rows = self._file.run("MATCH (g:Gone) WHERE g.tenant = $tenant RETURN g.id", tenant=tenant)
+        return sorted(key[cut:] for (key,) in rows)
 
     def replace(
         self, tenant: str, nodes: Sequence[tuple[str, Kind, float]], edges: Sequence[Edge], *, gone: Sequence[str] = ()

@@ -2,7 +2,8 @@
 
 Adding is in this order, and every step may be repeated: 1 nodes into the vector store, 2 nodes and edges into the
 graph in one transaction, 3 a new snapshot. A node counts as added once the graph has it, so a crash anywhere is
-repaired by adding the same nodes again. One process owns a memory; others read its snapshots (``SnapshotReader``).
+repaired by adding the same nodes again. Removing is in ``removal``, remembering answers in ``remembering``. One process
+owns a memory; others read its snapshots (``SnapshotReader``).
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +21,12 @@ from pydantic import Field
 
 from operators.base import Knobs
 from operators.records import Hits, record
+from operators.stores import portable, removal
+from operators.stores.domains import Domains
 from operators.stores.edges import EdgeMaker
 from operators.stores.ports import Edge, GraphStore, Node, SearchRequest, Subgraph, VectorStore
-from operators.stores.snapshot import Snapshot, SnapshotReader, publish
+from operators.stores.remembering import RememberingConfig
+from operators.stores.snapshot import KEEP, Snapshot, SnapshotReader, publish
 from operators.stores.tenants import check_tenant
 
 
@@ -35,19 +40,26 @@ class Added:
 
 
 @dataclasses.dataclass(slots=True)
-class _Tenant:
-    """``dirty_since`` and ``published_at`` are monotonic seconds; ``lock`` is held by whoever adds or publishes."""
+class Tenant:
+    """``dirty_since``, ``published_at`` and ``due_after`` are monotonic seconds; ``lock`` is held by whoever writes."""
 
     maker: EdgeMaker
+    domains: Domains
     lock: threading.RLock
     dirty_since: float | None = None
     published_at: float = float("-inf")
+    took: float = 0.0
+
+
+SHARE = 0.05
+"""Publishing takes at most this share of the time: a large tenant's snapshots come less often."""
 
 
 class Memory:
     """Composes the stores. ``directory`` holds the snapshots; any thread may call any method.
 
-    ``clock`` gives Unix seconds (expiry), ``monotonic`` seconds for the pace of publishing.
+    ``clock`` gives Unix seconds (expiry), ``monotonic`` seconds for the pace of publishing. ``at`` is called with the
+    name of every numbered step that is done; fault tests end the process in it.
     """
 
     class Config(Knobs):
@@ -55,6 +67,10 @@ class Memory:
 
         edges: EdgeMaker.Config = EdgeMaker.Config()
         """Which edges new nodes get."""
+        domains: Domains.Config = Domains.Config()
+        """How answers without a domain get one."""
+        remembering: RememberingConfig = RememberingConfig()
+        """When an answer is one that is remembered already."""
         optimize_every_s: float = Field(600.0, gt=0)
         """Seconds between two rounds of folding new rows into the vector store's indexes and tidying its files."""
         publish_every_s: float = Field(1.0, ge=0)
@@ -69,10 +85,11 @@ class Memory:
         *,
         clock: Callable[[], float] = time.time,
         monotonic: Callable[[], float] = time.monotonic,
+        at: Callable[[str], None] = lambda step: None,
     ) -> None:
         self.config, self.vectors, self.graph, self.directory = config, vectors, graph, Path(directory)
-        self._clock, self._monotonic = clock, monotonic
-        self._tenants: dict[str, _Tenant] = {}
+        self.clock, self._monotonic, self.at = clock, monotonic, at
+        self._tenants: dict[str, Tenant] = {}
         self._readers: dict[str, SnapshotReader] = {}
         self._lock = threading.Lock()
         self._opened = False
@@ -86,9 +103,10 @@ class Memory:
             self.vectors.close()
             raise
         self._opened = True
+        portable.resume(self)
+        removal.resume(self)
         for tenant in self.vectors.tenants():
-            current = self.reader(tenant).current()
-            if current is None or current.manifest.get("stamp") != self._stamp(tenant):
+            if self.stale(tenant):
                 self.publish(tenant)
 
     def close(self) -> None:
@@ -124,6 +142,11 @@ class Memory:
             return _NOTHING
         return snapshot.expand(node_ids, hops=hops, max_nodes=max_nodes, max_edges=max_edges, decay=decay)
 
+    def stale(self, tenant: str) -> bool:
+        """Whether the newest snapshot shows something else than the stores hold."""
+        current = self.reader(tenant).current()
+        return current is None or current.manifest.get("stamp") != self._stamp(tenant)
+
     def staleness(self, tenant: str) -> float:
         """Seconds since the oldest write that no snapshot shows yet; 0 if there is none."""
         state = self._tenants.get(tenant)
@@ -137,9 +160,8 @@ class Memory:
 
         Findable when it returns; in the graph's snapshot after the next publication. Adding again adds nothing.
         """
-        state = self._state(tenant)
         ids = list(dict.fromkeys(node.node_id for node in nodes))
-        with state.lock:
+        with self.writing(tenant) as state:
             stored = self.vectors.existing(tenant, ids)
             done = stored & self.graph.expand(tenant, ids, 0)
             todo = [node for node in {node.node_id: node for node in nodes}.values() if node.node_id not in done]
@@ -148,8 +170,10 @@ class Memory:
                 state.dirty_since = self._monotonic() if state.dirty_since is None else state.dirty_since
                 # 1
                 self.vectors.upsert(tenant, [node for node in todo if node.node_id not in stored])
+                self.at("vectors")
                 # 2
                 state.maker.place(todo)
+                state.domains.learn(todo)
                 made = [*self._joinable(tenant, todo, state.maker.edges(tenant, todo)), *edges]
                 self.graph.upsert(
                     tenant,
@@ -158,6 +182,7 @@ class Memory:
                     made,
                     max((node.created_at for node in todo), default=0.0),
                 )
+                self.at("graph")
                 after = self.graph.count(tenant)
             # 3
             self._publish_if_due(tenant, state)
@@ -167,30 +192,53 @@ class Memory:
             edges=after[1] - before[1],
         )
 
-    def publish(self, tenant: str) -> int:
-        """Publish the tenant's snapshot now; returns its version. Nodes that have expired by now are left out."""
+    @contextmanager
+    def writing(self, tenant: str) -> Iterator[Tenant]:
+        """What is kept of the tenant, and nobody else writes to it meanwhile."""
         state = self._state(tenant)
         with state.lock:
-            stamp, now = self._stamp(tenant), self._clock()
+            yield state
+
+    def link(self, tenant: str, edges: Sequence[Edge]) -> None:
+        """Write edges between nodes that are there; others are left out."""
+        with self.writing(tenant) as state:
+            state.dirty_since = self._monotonic() if state.dirty_since is None else state.dirty_since
+            self.graph.upsert(tenant, [], [], self._joinable(tenant, [], edges), 0.0)
+
+    def join(self, tenant: str, nodes: Sequence[Node]) -> None:
+        """Make the edges that ``nodes``, which are there, should have."""
+        with self.writing(tenant) as state:
+            self.link(tenant, state.maker.edges(tenant, nodes))
+
+    def publish(self, tenant: str, keep: int = KEEP) -> int:
+        """Publish the tenant's snapshot now; returns its version, 0 if nothing is left to show. Expired nodes are left
+        out. ``keep`` snapshots stay on disk."""
+        with self.writing(tenant) as state:
+            began = self._monotonic()
+            stamp, now = self._stamp(tenant), self.clock()
             nodes = [node for batch in self.vectors.scan(tenant) for node in batch if not 0 < node.expires_at <= now]
-            version = 0
-            if nodes:
-                version = publish(self.directory / tenant, nodes, self.graph.edges(tenant), {"stamp": stamp})
+            version = publish(self.directory / tenant, nodes, self.graph.edges(tenant), {"stamp": stamp}, keep)
             state.dirty_since, state.published_at = None, self._monotonic()
+            state.took = state.published_at - began
             return version
+
+    def forget(self, tenant: str) -> None:
+        """Drop what is kept of the tenant in this process; it is made anew from the stores when it is needed."""
+        with self._lock:
+            self._tenants.pop(tenant, None)
 
     def publish_due(self) -> list[str]:
         """Publish the tenants that wait for it and whose time has come; returns them. Call it now and then."""
         return [tenant for tenant, state in list(self._tenants.items()) if self._publish_if_due(tenant, state)]
 
-    def optimize(self, tenant: str) -> None:
+    def optimize(self, tenant: str, *, purge: bool = False) -> None:
         """Let the vector store tidy up; off the hot path."""
-        self.vectors.optimize(tenant)
+        self.vectors.optimize(tenant, purge=purge)
 
-    def _publish_if_due(self, tenant: str, state: _Tenant) -> bool:
+    def _publish_if_due(self, tenant: str, state: Tenant) -> bool:
         with state.lock:
             waited = self._monotonic() - state.published_at
-            if state.dirty_since is None or waited < self.config.publish_every_s:
+            if state.dirty_since is None or waited < max(self.config.publish_every_s, state.took / SHARE):
                 return False
             self.publish(tenant)
             return True
@@ -202,14 +250,15 @@ class Memory:
         known |= self.graph.expand(tenant, sorted(ends - known), 0)
         return [edge for edge in edges if edge.source_id in known and edge.target_id in known]
 
-    def _state(self, tenant: str) -> _Tenant:
+    def _state(self, tenant: str) -> Tenant:
         check_tenant("memory", tenant)
         with self._lock:
             if tenant not in self._tenants:
-                maker = EdgeMaker(self.config.edges, self.vectors.search)
+                maker, domains = EdgeMaker(self.config.edges, self.vectors.search), Domains(self.config.domains)
                 for batch in self.vectors.scan(tenant):
                     maker.place(batch)
-                self._tenants[tenant] = _Tenant(maker, threading.RLock())
+                    domains.learn(batch)
+                self._tenants[tenant] = Tenant(maker, domains, threading.RLock())
             return self._tenants[tenant]
 
     def _stamp(self, tenant: str) -> dict[str, Any]:

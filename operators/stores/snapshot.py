@@ -39,16 +39,22 @@ _TEXTS = ("ids", "texts", "sources")
 
 
 def publish(
-    directory: Path, nodes: Iterable[Node], edges: Iterable[tuple[str, str, int, float]], stamp: dict[str, Any]
+    directory: Path,
+    nodes: Iterable[Node],
+    edges: Iterable[tuple[str, str, int, float]],
+    stamp: dict[str, Any],
+    keep: int = KEEP,
 ) -> int:
-    """Publish ``nodes`` and the ``edges`` among them as the next version, and return it.
+    """Publish ``nodes`` and the ``edges`` among them as the next version, and return it; without nodes none, and 0.
 
     Edges with an end that is not among the nodes are left out. ``stamp`` is kept in the manifest, for whoever must
-    tell later whether the snapshot is stale. Raises ``Stop`` when the directory can't be written.
+    tell later whether the snapshot is stale. ``keep`` snapshots stay on disk: after a removal only the new one may.
+    Raises ``Stop`` when the directory can't be written.
     """
     rows = sorted(nodes, key=lambda node: node.node_id)
     if not rows:
-        raise ValueError("a snapshot needs at least one node")
+        shutil.rmtree(directory, ignore_errors=True)
+        return 0
     try:
         directory.mkdir(parents=True, exist_ok=True)
         version = 1 + max((_version(path) for path in directory.glob("snapshot-*")), default=0)
@@ -69,7 +75,7 @@ def publish(
     except OSError as e:
         remedy = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "make the directory writable"
         raise Stop("snapshot", f"can't publish under {directory}: {e}", remedy) from e
-    for old in sorted(directory.glob("snapshot-*"), key=_version)[:-KEEP]:
+    for old in sorted(directory.glob("snapshot-*"), key=_version)[:-keep]:
         shutil.rmtree(old, ignore_errors=True)
     return version
 

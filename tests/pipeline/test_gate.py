@@ -87,17 +87,17 @@ async def test_a_request_that_gives_up_waiting_leaves_the_line():
 
 
 def test_without_keys_everyone_is_the_default_tenant():
-    assert Guard({}).tenant(None) == "default"
+    assert Guard({}, "admin").tenant(None) == "default"
 
 
 @pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "Basic k-one", "k-one", "Bearer k-oneX"])
 def test_a_wrong_key_is_refused(header):
     with pytest.raises(Reject) as caught:
-        Guard({SecretStr("k-one"): "one"}).tenant(header)
+        Guard({SecretStr("k-one"): "one"}, "admin").tenant(header)
     assert caught.value.status == 401
 
 
 def test_a_key_names_its_tenant():
-    guard = Guard({SecretStr("k-one"): "one", SecretStr("k-two"): "two"})
+    guard = Guard({SecretStr("k-one"): "one", SecretStr("k-two"): "two"}, "admin")
     assert guard.tenant("Bearer k-two") == "two"
     assert guard.tenant("bearer k-one") == "one"

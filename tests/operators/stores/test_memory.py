@@ -299,4 +299,4 @@ def test_turns_of_a_session_are_joined_by_next_turn_and_by_nothing_of_their_sour
     ]
     memory.add("acme", turns[1:])
     memory.add("acme", turns[:1])  # the first one late: the edge is made from its side
-    assert edges(memory) == {("s0", "s1", "next_turn"), ("t0", "t1", "next_turn")}
+    assert edges(memory) == {(f"{s}{i}", f"{s}{j}", "next_turn") for s in "st" for i, j in ((0, 1), (1, 3))}

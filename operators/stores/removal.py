@@ -1,0 +1,159 @@
+"""Removing nodes from everything that holds them, so that a crash in the middle leaves no half.
+
+    1 intent    what is to go, in a file of its own, fsynced
+    2 vectors   the rows of the vector store, and of the index in memory
+    3 graph     the nodes and their edges; their ids stay as gone, so that a replayed event can't bring them back
+    4 snapshot  published anew, the older ones deleted
+    5 receipt   the intent becomes the receipt: what was removed where
+
+``resume`` does 2 to 5 again for every intent that it finds; each may be done twice. What a removal does not reach: old
+versions of the vector store's files until it is optimized (``purge`` does it at once), and the event log, whose events
+are immutable and go with its retention.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from operators.errors import Stop
+from operators.ids import uuid7
+from operators.records import Filter, decode, encode, record
+from operators.stores.tenants import check_tenant
+
+if TYPE_CHECKING:  # the memory uses this module
+    from operators.stores.memory import Memory
+
+
+@record
+class Receipt:
+    """What a removal did. ``node_ids`` were asked for; the counts say what was there. Times are Unix seconds.
+
+    ``purged``: the old versions of the vector store's files are gone too.
+    """
+
+    receipt_id: str
+    tenant: str
+    reason: str
+    asked_at: float
+    node_ids: tuple[str, ...]
+    whole_tenant: bool = False
+    vectors: int = 0
+    graph_nodes: int = 0
+    graph_edges: int = 0
+    snapshot: int = 0
+    purged: bool = False
+    done_at: float = 0.0
+
+
+def remove(memory: Memory, tenant: str, node_ids: list[str], reason: str, *, purge: bool = False) -> Receipt:
+    """Remove nodes of a tenant; durable when it returns. Unknown ids are no error: the receipt has the counts."""
+    check_tenant("memory", tenant)
+    intent = _intent(memory, tenant, node_ids, reason)
+    with memory.writing(tenant):
+        return _carry_out(memory, intent, purge)
+
+
+def drop(memory: Memory, tenant: str, reason: str) -> Receipt:
+    """Remove a tenant with all it has, its files included."""
+    check_tenant("memory", tenant)
+    with memory.writing(tenant):
+        ids = sorted(memory.graph.node_ids(tenant) | {i for _, i in memory.vectors.listed(tenant, Filter())})
+        return _carry_out(memory, _intent(memory, tenant, ids, reason, whole_tenant=True), True)
+
+
+def resume(memory: Memory) -> list[Receipt]:
+    """Finish what a crash interrupted."""
+    intents = [decode(Receipt, path.read_bytes()) for path in sorted(_folder(memory, "removing").glob("*.json"))]
+    return [_carry_out(memory, intent, False) for intent in intents]
+
+
+def receipts(memory: Memory, tenant: str) -> list[Receipt]:
+    """The receipts of a tenant's removals, newest first."""
+    read = (decode(Receipt, path.read_bytes()) for path in sorted(_folder(memory, "removed").glob("*.json")))
+    return [receipt for receipt in read if receipt.tenant == tenant][::-1]
+
+
+def _intent(memory: Memory, tenant: str, node_ids: list[str], reason: str, *, whole_tenant: bool = False) -> Receipt:
+    # 1
+    intent = Receipt(
+        receipt_id=str(uuid7()),
+        tenant=tenant,
+        reason=reason,
+        asked_at=memory.clock(),
+        node_ids=tuple(dict.fromkeys(node_ids)),
+        whole_tenant=whole_tenant,
+    )
+    _write(_folder(memory, "removing") / f"{intent.receipt_id}.json", encode(intent))
+    memory.at("intent")
+    return intent
+
+
+def _carry_out(memory: Memory, intent: Receipt, purge: bool) -> Receipt:
+    tenant, ids = intent.tenant, list(intent.node_ids)
+    purge = purge or intent.whole_tenant
+    with memory.writing(tenant) as state:
+        known = list(memory.vectors.get(tenant, ids).values()) if ids else []
+        # 2
+        if intent.whole_tenant:
+            vectors = memory.vectors.count(tenant)
+            memory.vectors.drop(tenant)
+        else:
+            vectors = memory.vectors.remove(tenant, ids)
+        memory.at("removed vectors")
+        # 3
+        nodes, edges = memory.graph.remove(tenant, ids, gone_at=intent.asked_at)
+        memory.at("removed from graph")
+        # 4
+        state.maker.forget(known)
+        state.domains.learn(known, -1)
+        snapshot = memory.publish(tenant, keep=1)
+        if purge and not intent.whole_tenant:
+            memory.optimize(tenant, purge=True)
+        if intent.whole_tenant:
+            memory.forget(tenant)
+        memory.at("removed from snapshot")
+    # 5
+    receipt = Receipt(
+        receipt_id=intent.receipt_id,
+        tenant=tenant,
+        reason=intent.reason,
+        asked_at=intent.asked_at,
+        node_ids=intent.node_ids,
+        whole_tenant=intent.whole_tenant,
+        vectors=vectors,
+        graph_nodes=nodes,
+        graph_edges=edges,
+        snapshot=snapshot,
+        purged=purge,
+        done_at=memory.clock(),
+    )
+    _write(_folder(memory, "removed") / f"{receipt.receipt_id}.json", encode(receipt))
+    with contextlib.suppress(FileNotFoundError):
+        (_folder(memory, "removing") / f"{receipt.receipt_id}.json").unlink()
+    return receipt
+
+
+def _folder(memory: Memory, name: str) -> Path:
+    return memory.directory.parent / name
+
+
+def _write(path: Path, data: bytes) -> None:
+    """``data`` as a file that is there whole or not at all."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        temporary = path.with_suffix(".new")
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+        handle = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    except OSError as e:
+        raise Stop("memory", f"{path} can't be written: {e.strerror}", "free some space there") from e
