@@ -7,12 +7,13 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help serve install install-dev check format lint types contracts test soak bench docs lock clean
+.PHONY: help serve install install-dev check format lint types contracts test soak faults bench docs lock clean
 
 help:
 	@echo "make serve    set up and start the service on the local profile (http://127.0.0.1:8000)"
 	@echo "make test     set up and run the tests"
 	@echo "make check    format, lint, types, import contracts, tests"
+	@echo "make faults   kill -9 at every step of writing back and removing (a few minutes)"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
 	@echo "make docs     regenerate docs/configuration.md"
@@ -72,6 +73,9 @@ test: install-dev
 
 soak: install-dev
 	RUVLLM_SOAK=100000 $(BIN)/pytest tests/operators/stores/test_tenants.py
+
+faults: install-dev
+	RUVLLM_FAULTS=all $(BIN)/pytest tests/faults
 
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench

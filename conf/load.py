@@ -29,8 +29,8 @@ S = TypeVar("S", bound=BaseModel)
 
 HERE = Path(__file__).parent
 DEFAULT_PROFILE = "local"
-RESERVED = ("RUVLLM_PROFILE", "RUVLLM_CONFIG", "RUVLLM_TEST_*")
-"""Variables that are no settings: the profile, the user's file, and whatever the tests need."""
+RESERVED = ("RUVLLM_PROFILE", "RUVLLM_CONFIG", "RUVLLM_ADMIN_KEY", "RUVLLM_TEST_*")
+"""Variables that are no settings: the profile, the user's file, the administrator's key, and what the tests need."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from conf.train_attention import TrainAttention
 from operators.attend import Attend
 from operators.base import Knobs
 from operators.documents import DocumentsConfig
@@ -20,7 +21,9 @@ from operators.errors import Reject
 from operators.expand import Expand
 from operators.generate import Generate
 from operators.judge import Judge
+from operators.privacy.masker import Masker
 from operators.prompts import TEMPLATES
+from operators.quarantine import Quarantine
 from operators.route import Router
 from operators.search import Search
 from operators.stores.kuzu_graph import KuzuGraph
@@ -61,6 +64,8 @@ class Http(Knobs):
     """TCP port; 0 takes a free one (binding ``inproc`` only)."""
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
     """Largest request body in bytes; a larger one is refused with 413."""
+    max_admin_body_bytes: int = Field(64 * 1024 * 1024, ge=1024)
+    """The same for the administrator's endpoints, through which jobs write."""
     max_messages: int = Field(100, ge=1, le=256)
     """Most messages of a conversation in one request, 256 at the most."""
     max_text_chars: int = Field(32_000, ge=1)
@@ -150,6 +155,32 @@ class JudgeJob(Knobs):
     """How much the job steps back for others that want the processor (Unix niceness)."""
 
 
+class WritebackJob(Knobs):
+    """The process that turns well-judged answers into memory."""
+
+    enabled: bool = True
+    """Whether the job runs; without it the memory holds only what is ingested."""
+    min_quality: float = Field(0.75, ge=0, le=1)
+    """Least verdict of an answer that is remembered. What a verdict is worth depends on the judge."""
+    batch: int = Field(64, ge=1, le=256)
+    """Most verdicts that are dealt with together."""
+    flush_s: float = Field(2.0, gt=0)
+    """Seconds between two looks for new verdicts; what came meanwhile is written together."""
+
+
+class MaintainJob(Knobs):
+    """The process that has every tenant's memory maintained in turn, and watches the disk."""
+
+    enabled: bool = True
+    """Whether the job runs; without it nothing expired is removed, and the stores' files only grow."""
+    every_s: float = Field(600.0, gt=0)
+    """Seconds between two rounds over all tenants."""
+    min_free_bytes: int = Field(512 * 1024 * 1024, ge=0)
+    """With less free space than this in ``data_dir`` the service calls itself degraded, and the job raises an alarm."""
+    nice: int = Field(10, ge=0, le=19)
+    """How much the job steps back for others that want the processor (Unix niceness)."""
+
+
 class Settings(Knobs):
     """Everything that can be set."""
 
@@ -187,6 +218,12 @@ class Settings(Knobs):
     """Stage ``judge``."""
     judge_job: JudgeJob = JudgeJob()
     """The job that runs ``judge``."""
+    train_attention: TrainAttention = TrainAttention()
+    """Training of the ranking in ``attend``."""
+    maintain: MaintainJob = MaintainJob()
+    """The job that maintains the memory."""
+    writeback: WritebackJob = WritebackJob()
+    """The job that remembers answers."""
     memory: Memory.Config = Memory.Config()
     """The memory: vectors and graph."""
     vectors: LanceStore.Config = LanceStore.Config()
@@ -195,6 +232,10 @@ class Settings(Knobs):
     """The graph store, Kùzu."""
     documents: DocumentsConfig = DocumentsConfig()
     """Reading and cutting of documents."""
+    privacy: Masker.Config = Masker.Config()
+    """Masking of personal data."""
+    quarantine: Quarantine.Config = Quarantine.Config()
+    """What is not remembered."""
 
     @property
     def judge_model(self) -> ModelFile:

@@ -3,7 +3,8 @@
 Partitions are assigned by hand, and for each in turn a step does:
 
     1 read    the next events from the position (at the start: the group's committed offset)
-    2 handle  each of them; one that is bad (``Skip``, ``Reject``) becomes a dead letter
+    2 handle  each of them; one that is bad (``Skip``, ``Reject``) becomes a dead letter; then what was put aside is
+              finished together, for jobs that work in batches
     3 write   what the handlers gave, then the dead letters
     4 commit  the offset, last
 
@@ -42,6 +43,13 @@ class Out:
 
 Handle = Callable[[Event], Awaitable[Sequence[Out]]]
 """What a job does with an event. It is called again for the same event after ``Retry``, and after a crash."""
+Finish = Callable[[], Awaitable[Sequence[Out]]]
+"""What a job does with the events it put aside in ``Handle``; called again after ``Retry``."""
+
+
+async def nothing() -> Sequence[Out]:
+    """The ``Finish`` of a job that puts nothing aside."""
+    return []
 
 
 @dataclasses.dataclass(slots=True)
@@ -77,6 +85,7 @@ class Consumer:
         may_work: asked before each event; while it says no, the job leaves the machine to others.
         idle_s: seconds between two looks when there is nothing to do.
         before_commit: called between steps 3 and 4; fault tests end the process in it.
+        finish: called once a step, after all its events were handled.
     """
 
     def __init__(
@@ -91,6 +100,7 @@ class Consumer:
         may_work: Callable[[], bool] = always,
         idle_s: float = 1.0,
         before_commit: Callable[[], None] = lambda: None,
+        finish: Finish = nothing,
     ) -> None:
         self.counts = Counts()
         self._log = log
@@ -102,6 +112,7 @@ class Consumer:
         self._may_work = may_work
         self._idle_s = idle_s
         self._before_commit = before_commit
+        self._finish = finish
         self._positions: dict[int, int] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -149,6 +160,10 @@ class Consumer:
             position = event.offset + 1
         if position == begun:
             return 0
+        finished = await self._finished(stop)
+        if finished is None:
+            return 0
+        results += finished
         # 3 write
         for topic in dict.fromkeys(out.topic for out in (*results, *dead)):
             items = [(out.key, out.value, out.headers) for out in (*results, *dead) if out.topic == topic]
@@ -180,6 +195,15 @@ class Consumer:
                 dead.append(dead_letter(event, e, attempt))
                 return []
         return None
+
+    async def _finished(self, stop: asyncio.Event) -> Sequence[Out] | None:
+        while True:
+            try:
+                return await self._finish()
+            except Retry as e:
+                self.counts.retries += 1
+                if await wait(stop, e.retry_after_s):
+                    return None
 
     async def _patiently(self, stop: asyncio.Event, call: Callable[..., T], *args: object) -> T | None:
         """``call`` off the event loop, again after every ``Retry``; ``None`` when stopped before it could be done."""

@@ -7,20 +7,18 @@ who drops repeats. When the judge's engine is away (``Retry``), interactions wai
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import contextlib
-import ctypes
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from conf.load import load
 from conf.schema import Settings
 from jobs.consumer import Consumer, Out, Seen, always, read_record
+from jobs.feedback import feedback_consumer
+from jobs.process import main
 from operators.engines.make import make_engine
 from operators.errors import RuvError
 from operators.judge import Judge
@@ -128,13 +126,8 @@ TIDY_S = 3600.0
 """Seconds between two removals of events that are older than ``events.retention_days``."""
 
 
-async def serve(settings: Settings, alone: bool = True) -> None:
-    """The job of a profile, until SIGTERM, or SIGINT if it runs ``alone``."""
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    # Ctrl-C goes to the whole process group; as part of a service the job ends when the service says so.
-    loop.add_signal_handler(signal.SIGTERM, stop.set)
-    loop.add_signal_handler(signal.SIGINT, stop.set if alone else lambda: None)
+async def serve(settings: Settings, stop: asyncio.Event) -> None:
+    """The job of a profile, until ``stop``."""
     job = settings.judge_job
     engine = make_engine(
         job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
@@ -142,7 +135,8 @@ async def serve(settings: Settings, alone: bool = True) -> None:
     with contextlib.closing(open_log(Path(settings.events.path), settings.events.partitions)) as log:
         tidy = asyncio.create_task(_tidy(log, settings.events.retention_days * 86400))
         try:
-            await run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)
+            judging = run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)
+            await asyncio.gather(judging, feedback_consumer(log, idle_s=job.poll_s).run(stop))
         finally:
             tidy.cancel()
 
@@ -158,22 +152,5 @@ async def _tidy(log: EventLog, max_age_s: float) -> None:
         await asyncio.sleep(TIDY_S)
 
 
-def main() -> None:
-    """``python -m jobs.judge [--profile NAME] [--set KEY=VALUE]… [--parent PID]``."""
-    parser = argparse.ArgumentParser(prog="jobs.judge")
-    parser.add_argument("--profile")
-    parser.add_argument("--set", action="append", default=[], dest="overrides")
-    parser.add_argument("--parent", type=int, help="end when this process does")
-    given = parser.parse_args()
-    if given.parent is not None and sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG; a kill at any moment is safe
-        if os.getppid() != given.parent:  # it ended before we asked
-            return
-    try:
-        asyncio.run(serve(load(given.profile, overrides=given.overrides).settings, alone=given.parent is None))
-    except RuvError as error:
-        sys.exit(f"judge: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    main("judge", serve)

@@ -149,5 +149,6 @@ def _join(
         edge_weight=edges[3],
         snapshot=version,
         truncated=cut,
+        mode=item.hits.mode,
         degraded=degraded,
     )

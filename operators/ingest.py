@@ -1,4 +1,4 @@
-"""A document's way into the memory: chunks of whole sentences, embedded, as nodes whose ids stay the same."""
+"""A document's way into the memory: masked, in chunks of whole sentences, embedded, as nodes whose ids stay."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Protocol
 
 import numpy as np
 
-from operators.documents import DocumentsConfig, chunk, document_id, node_id, normalise
+from operators.documents import Chunk, DocumentsConfig, chunk, document_id, node_id, normalise
 from operators.engines.ports import Encoded
 from operators.errors import Reject
+from operators.privacy.masker import Masker
 from operators.records import record
 from operators.stores.ports import Node
 
@@ -31,7 +32,18 @@ class Document:
     text: str
     source: str = ""
     id: str | None = None
+    domain: str = ""
+    user: str = ""
+    expires_at: float = 0.0
     metadata: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@record
+class Nodes:
+    """The nodes of some documents, those of each in order, and how many values of each kind were masked in them."""
+
+    nodes: list[list[Node]]
+    masked: dict[str, int]
 
 
 class Texts(Protocol):
@@ -56,16 +68,24 @@ def identity(tenant: str, document: Document) -> str:
 
 
 async def document_nodes(
-    tenant: str, document: Document, embed: Texts, config: DocumentsConfig, created_at: float
+    tenant: str, document: Document, embed: Texts, config: DocumentsConfig, masker: Masker, created_at: float
 ) -> list[Node]:
     """The nodes of ``document``, one a chunk, in order. ``created_at`` is Unix seconds.
 
+    Its text and the values of its metadata are masked if ``masker.config.documents`` says so; ``masker`` counts. The
+    text is masked as a whole, so equal values have equal placeholders in all chunks, and ids follow from masked text.
+
     Raises ``Reject`` (400) when nothing is left of the text once control characters and blanks are gone.
     """
-    text = normalise(document.text)
-    pieces = await asyncio.to_thread(
-        chunk, text, embed.count_tokens, max_tokens=config.max_tokens, overlap_sentences=config.overlap_sentences
-    )
+
+    def cut() -> tuple[str, list[Chunk], dict[str, str]]:
+        text, metadata = normalise(document.text), document.metadata
+        if masker.config.documents:
+            text, metadata = masker(text), {key: masker(value) for key, value in metadata.items()}
+        most, overlap = config.max_tokens, config.overlap_sentences
+        return text, chunk(text, embed.count_tokens, max_tokens=most, overlap_sentences=overlap), metadata
+
+    text, pieces, metadata = await asyncio.to_thread(cut)
     if not pieces:
         got = f"no text in {len(document.text)} characters"
         raise Reject("documents", got, "send a document with text in it", 400, "documents", "empty_document")
@@ -85,12 +105,15 @@ async def document_nodes(
             vector=vectors[i],
             # Chunks of one document hang together even when the caller named no source.
             source=document.source or name,
+            domain=document.domain,
+            user=document.user,
+            expires_at=document.expires_at,
             position=piece.position,
             tokens=piece.tokens,
             created_at=created_at,
             model=embed.id,
             metadata={
-                **document.metadata,
+                **metadata,
                 "document": name,
                 "version": version,
                 **({"heading": piece.heading} if piece.heading else {}),

@@ -1,16 +1,29 @@
 """Prompt layouts, one a model family, and the fitting of a conversation with its passages into a window.
 
 At the sizes served here the layout decides most of the quality, so every family has its own, tested one. Only control
-tokens are tokenized as such: users' and passages' text is always plain text, ``<|im_end|>`` in it does nothing.
+tokens are tokenized as such: users' and passages' text is always plain text, ``<|im_end|>`` in it does nothing. In
+passages such marks are taken apart besides, whatever family they are of, and what a model wrote is quoted as data: who
+gets an order remembered once would give it to every reader.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from operators.errors import Reject, Stop
+from operators.judge_layouts import escape
 from operators.records import Message, Passage, Query, record
+
+MARK = re.compile(
+    r"<[|｜]([^<>|｜\n]{1,40})[|｜]>|<(/?(?:s|bos|eos|pad|unk|start_of_turn|end_of_turn))>|\[(/?INST)\]|<<(/?SYS)>>",
+    re.I,
+)
+"""Control tokens as the templates of ChatML, LFM2, Gemma, Llama, Mistral and DeepSeek write them."""
+QUOTED = 'Someone once said: "{}"'
+"""Of 160 questions to the two small models 147 were answered rightly from answers quoted so, 149 from bare ones. Of 80
+it was 70 with ``An earlier answer said:`` and 69 with ``An earlier answer, quoted as data:``, against 74 and 75."""
 
 
 class Part(NamedTuple):
@@ -85,6 +98,15 @@ def _line(text: str) -> str:
     return " ".join(text.split())
 
 
+def shown(passage: Passage) -> str:
+    """The passage's text as prompts have it: no control tokens, and on one line in quotation marks if a model wrote it.
+
+    Documents keep their own form: small models answer best from a bare text.
+    """
+    text = MARK.sub(lambda mark: f"({next(filter(None, mark.groups()))})", passage.text)
+    return text if passage.kind == "document" else QUOTED.format(escape(text))
+
+
 TEMPLATES: dict[str, Template] = {
     "gemma-base": Template(question_answer, ("\n",)),
     "smollm2": Template(chatml, ("<|im_end|>",)),
@@ -116,7 +138,7 @@ def fit(layout: Template, engine: Tokens, query: Query, passages: Sequence[Passa
 
     def tokens(forgotten: int, kept: int) -> tuple[int, ...]:
         start = [*turns, len(history)][forgotten]
-        texts = tuple(p.text for p in passages[:kept])
+        texts = tuple(shown(p) for p in passages[:kept])
         parts = layout.render(Conversation(system, history[start:], texts, query.text))
         return engine.bos() + tuple(t for part in parts for t in engine.tokenize(part.text, special=part.control))
 

@@ -1,12 +1,12 @@
-"""Scores that rank a neighbourhood for a query: by similarity, or by the attention network.
+"""Scores that rank a neighbourhood for a query: by fused similarity, or by the attention network.
 
-By similarity (no trained network) the score is the cosine, discounted by what else is known:
+By similarity (no trained network):
 
-    hit        s = max(cos, 0) · (1 − φ·(1 − f)),   f = its fused score / the best hit's fused score
-    neighbour  s = max(cos, 0) · decay^hop
+    hit        s = its fused score (``stores.fusion``)
+    neighbour  s = max(cos, 0) · c,   c = decay · max over the nodes it hangs on of (edge weight · c),   c of a hit = s
 
-The fused score (``stores.fusion``) says little about relevance by itself: half of it compares the words with those of
-the best hit, and the best hit of a useless search has f = 1 too. So it scales the cosine and never replaces it.
+A node hangs on those one hop nearer to the hits. The search has weighed a hit's words and neighbours already, so hits
+keep its order; what only the graph brought needs a good hit, a strong way to it and a meaning of its own.
 
 By attention the score is the mean weight over layers and heads (``networks.attention``).
 """
@@ -20,13 +20,20 @@ from operators.errors import Stop
 from operators.networks import attention
 from operators.records import Neighbourhood
 
+Ends = tuple[npt.NDArray[np.intp], npt.NDArray[np.intp], npt.NDArray[np.intp]]
 
-def similarity_scores(near: Neighbourhood, fusion: float, hop_decay: float) -> npt.NDArray[np.floating]:
+
+def similarity_scores(near: Neighbourhood, hop_decay: float) -> npt.NDArray[np.float32]:
     """The formula at the top of this file: float32[n], n ≥ 1."""
-    best = near.score.max()
-    fused = near.score / best if best > 0 else np.ones_like(near.score)
-    trust = np.where(near.hop == 0, 1 - fusion * (1 - fused), hop_decay ** near.hop.astype(np.float32))
-    return np.asarray(np.maximum(near.similarity, 0) * trust, np.float32)
+    carried = np.where(near.hop == 0, near.score, 0).astype(np.float32)
+    far, close, edge = _hanging(near)
+    hops = near.hop[far]
+    for hop in range(1, int(near.hop.max()) + 1):
+        now = hops == hop
+        passed = carried[close[now]] * near.edge_weight[edge[now]] * np.float32(hop_decay)
+        np.maximum.at(carried, far[now], passed)
+    own = np.where(near.hop == 0, 1, np.maximum(near.similarity, 0))
+    return np.asarray(carried * own, np.float32)
 
 
 def attention_scores(
@@ -48,13 +55,16 @@ def edge_features(near: Neighbourhood) -> tuple[npt.NDArray[np.int8], npt.NDArra
     relation = np.where(near.hop == 0, attention.HIT, attention.LOOSE).astype(np.int8)
     best = near.score.max()
     weight = np.where(near.hop == 0, near.score / best if best > 0 else 0, 0).astype(np.float32)
+    far, _, edge = _hanging(near)
+    order = np.argsort(near.edge_weight[edge], kind="stable")  # rising: of several edges the strongest is written last
+    relation[far[order]] = near.edge_relation[edge[order]]
+    weight[far[order]] = near.edge_weight[edge[order]]
+    return relation, weight
+
+
+def _hanging(near: Neighbourhood) -> Ends:
+    """Every edge by which a node hangs on one nearer to the hits: the node, the nearer one, the edge's index."""
     far = np.concatenate([near.edge_from, near.edge_to])
     close = np.concatenate([near.edge_to, near.edge_from])
     hanging = np.flatnonzero(near.hop[close] < near.hop[far])
-    strength = np.tile(near.edge_weight, 2)[hanging]
-    order = hanging[
-        np.argsort(strength, kind="stable")
-    ]  # rising: of several edges to a node the strongest is written last
-    relation[far[order]] = np.tile(near.edge_relation, 2)[order]
-    weight[far[order]] = np.tile(near.edge_weight, 2)[order]
-    return relation, weight
+    return far[hanging], close[hanging], hanging % max(len(near.edge_from), 1)

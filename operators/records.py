@@ -26,6 +26,8 @@ FEATURES = 128
 """Number of features the router reads (design §9)."""
 
 Kind = Literal["document", "interaction", "summary"]
+Mode = Literal["hybrid", "vector", "text"]
+"""How memory is searched: by words and meaning together, or by one of them."""
 Relation = Literal["similar", "next_turn", "next_chunk", "cites", "same_source"]
 RELATIONS: tuple[Relation, ...] = ("similar", "next_turn", "next_chunk", "cites", "same_source")
 """Edges carry a relation as its index in this tuple (int8)."""
@@ -98,9 +100,10 @@ class Filter:
 class Query:
     """A turn: what is asked, by whom. ``text`` is the last user message, ``messages`` the whole conversation with it.
 
-    ``interaction_id`` is a UUIDv7. ``k`` is the number of hits wanted (``None``: the profile's). ``quality_bias`` in
-    [0, 1] trades quality against cost and latency for this request (1: quality alone counts). ``user`` is the person
-    that the caller says is asking, empty if it says nothing; what is remembered of them can be deleted by it.
+    ``interaction_id`` is a UUIDv7. ``k`` is the number of hits wanted, ``mode`` how they are searched for (``None``:
+    the profile's). ``quality_bias`` in [0, 1] trades quality against cost and latency for this request (1: quality
+    alone counts). ``user`` is the person that the caller says is asking, empty if it says nothing; what is remembered
+    of them can be deleted by it.
     """
 
     interaction_id: str
@@ -113,6 +116,7 @@ class Query:
     filter: Filter = Filter()
     created_at: float
     k: int | None = None
+    mode: Mode | None = None
     quality_bias: float = 0.5
     explain: bool = False
 
@@ -195,7 +199,7 @@ class Hits:
 
     hits: tuple[Hit, ...]
     vectors: F32
-    mode: Literal["hybrid", "vector", "text"]
+    mode: Mode
     degraded: tuple[str, ...] = ()
 
     @classmethod
@@ -212,7 +216,7 @@ class Neighbourhood:
     ``similarity`` float32[n] (score is 0 for nodes that were not hits); ``tokens`` int32[n]; edges as indices into the
     nodes: ``edge_from``, ``edge_to`` int32[m], ``edge_relation`` int8[m] (index into RELATIONS), ``edge_weight``
     float32[m]. ``snapshot`` is the version of the CSR snapshot that was read; ``truncated`` says that a cap on nodes or
-    edges cut the expansion short.
+    edges cut the expansion short. ``mode`` is the search's.
     """
 
     node_ids: tuple[str, ...]
@@ -230,6 +234,7 @@ class Neighbourhood:
     edge_weight: F32
     snapshot: int
     truncated: bool
+    mode: Mode = "hybrid"
     degraded: tuple[str, ...] = ()
 
     @classmethod
@@ -292,9 +297,11 @@ class Route:
 
 @record
 class Passage:
-    """A node chosen for the context. ``score`` ranks it; ``attention`` is its mean weight (0 if not attended)."""
+    """A node chosen for the context. ``score`` ranks it; ``attention`` is its mean weight (0 if not attended). A model
+    wrote the text of every ``kind`` but ``document``."""
 
     node_id: str
+    kind: Kind = "document"
     source: str
     text: str
     tokens: int
@@ -388,7 +395,8 @@ class Verdict:
     """The judge's score of an interaction in [0, 1]; ``None`` with status ``unjudged`` when it could not be rated.
 
     ``uncertainty`` in [0, 1] is the entropy of the rating over its five values, divided by ln 5. ``probabilities`` maps
-    ratings "1"…"5" to their probability.
+    ratings "1"…"5" to their probability. ``by``: a user's own verdict outranks a model's, and may
+    come with the answer that would have been right (``correction``).
     """
 
     event_id: str
@@ -401,6 +409,47 @@ class Verdict:
     uncertainty: float | None
     probabilities: dict[str, float] = dataclasses.field(default_factory=dict)
     judge: str
+    by: Literal["model", "user"] = "model"
+    correction: str = ""
+    reason: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@record
+class Feedback:
+    """What a user says of an answer: ``score`` in [0, 1], 1 for good; ``correction``: what would have been right."""
+
+    event_id: str
+    interaction_id: str
+    tenant: str
+    session: str
+    created_at: float
+    score: float
+    correction: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+Outcome = Literal["written", "duplicate", "below_threshold", "unjudged", "quarantined", "withdrawn", "gone", "failed"]
+"""What became of a judged interaction: remembered; said what ``partner`` says; not good enough; without a verdict;
+suspicious; taken back by its user; removed before and kept away; refused by the memory."""
+
+
+@record
+class Writeback:
+    """What the write-back job did with a verdict. ``partner`` is the node a duplicate strengthened, ``similarity`` its
+    cosine and ``jaccard`` its share of three-word shingles; ``reason`` says why in words.
+    """
+
+    event_id: str
+    interaction_id: str
+    tenant: str
+    session: str
+    created_at: float
+    outcome: Outcome
+    node_id: str = ""
+    partner: str = ""
+    similarity: float = 0.0
+    jaccard: float = 0.0
     reason: str = ""
     schema_version: int = SCHEMA_VERSION
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 from pydantic import Field
 
 from operators.base import Knobs, Operator
 from operators.errors import Retry, Stop
-from operators.records import Embedded, Hits, Query, record
-from operators.stores.ports import SearchRequest
+from operators.records import Embedded, Hits, Mode, Query, record
+from operators.stores.ports import Prior, SearchRequest
 
 
 class Searches(Protocol):
@@ -47,8 +47,17 @@ class Search(Operator[SearchInput, Hits]):
         """Hits a query gets unless it asks for another number."""
         max_k: int = Field(100, ge=1, le=1000)
         """Most hits a query may ask for; more is cut to this."""
-        mode: Literal["hybrid", "vector", "text"] = "hybrid"
-        """``hybrid`` fuses words and meaning, neighbours included; the other two are for comparison."""
+        mode: Mode = "hybrid"
+        """How to search where the query does not say: ``hybrid`` fuses words and meaning, neighbours included;
+        ``vector`` and ``text`` rank by one of them, for comparison."""
+        recency: float = Field(0.0, ge=0, le=1)
+        """With ``hybrid``: how much newness counts. At 1 a node's score halves with every ``half_life_s``; at 0 age
+        counts nothing."""
+        half_life_s: float = Field(2_592_000.0, gt=0)
+        """Age in seconds at which newness has halved; 30 days."""
+        quality: float = Field(0.0, ge=0, le=1)
+        """With ``hybrid``: how much a node's quality counts. At 1 scores are multiplied by it; at 0 it counts
+        nothing."""
         min_similarity: float = Field(-1.0, ge=-1.0, le=1.0)
         """Hits below this cosine are dropped unless the text matched too; -1 keeps all."""
         away_after_s: float = Field(2.0, gt=0)
@@ -61,6 +70,7 @@ class Search(Operator[SearchInput, Hits]):
         self.config = config
         self.memory = memory
         self.unavailable = 0
+        self._prior = Prior(recency=config.recency, half_life_s=config.half_life_s, quality=config.quality)
         self._threads: ThreadPoolExecutor | None = None
 
     async def start(self) -> None:
@@ -94,15 +104,16 @@ class Search(Operator[SearchInput, Hits]):
             text=query.text,
             vector=item.embedded.vector,
             k=min(query.k or config.k, config.max_k),
-            mode=config.mode,
+            mode=query.mode or config.mode,
             filter=query.filter,
+            prior=self._prior,
         )
         try:
             found = self.memory.search(request)
         except (Retry, Stop):
             self.unavailable += 1
             none = np.zeros((0, len(item.embedded.vector)), np.float32)
-            return Hits(hits=(), vectors=none, mode=config.mode, degraded=("memory",))
+            return Hits(hits=(), vectors=none, mode=request.mode, degraded=("memory",))
         return self._close_enough(found)
 
     def _close_enough(self, found: Hits) -> Hits:

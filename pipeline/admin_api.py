@@ -5,11 +5,13 @@ They take the administrator's key, never an API key, and are not counted among t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query, Request
 
 from operators.documents import node_id
+from operators.engines.ports import Encoded
 from operators.errors import Reject
 from operators.stores import lance_rows
 from operators.stores.backups import Backup
@@ -50,36 +52,8 @@ def install(app: FastAPI, service: Service) -> None:
         """Remember judged answers: each once, near-copies strengthen what is there."""
         check_tenant("tenant", body.tenant)
         encoded = await service.backend.encode([item.text for item in body.items])
-        memos = [
-            Memo(
-                node=Node(
-                    node_id=node_id(body.tenant, item.interaction_id, "interaction"),
-                    kind="interaction",
-                    text=item.text,
-                    vector=encoded.vectors[i],
-                    domain=item.domain,
-                    session=item.session,
-                    user=item.user,
-                    position=item.turn,
-                    tokens=int(encoded.tokens[i]),
-                    created_at=item.created_at,
-                    quality=item.quality,
-                    model=item.model,
-                    metadata={**(item.metadata or {}), "interaction": item.interaction_id},
-                ),
-                cites=item.cites,
-                partition=item.partition,
-                offset=item.offset,
-            )
-            for i, item in enumerate(body.items)
-        ]
-        results: list[Remembered] = await manage("remember", body.tenant, memos)
-        return api.RememberResponse(
-            results=[
-                api.RememberedOut(interaction_id=item.interaction_id, **fields_of(result))
-                for item, result in zip(body.items, results, strict=True)
-            ]
-        )
+        results: list[Remembered] = await manage("remember", body.tenant, memos(body, encoded))
+        return remembered(body, results)
 
     @app.post(f"{PREFIX}/memory/withdraw", tags=["Admin"])
     async def withdraw(body: api.Withdrawal, _: Admin) -> dict[str, int]:
@@ -103,7 +77,7 @@ def install(app: FastAPI, service: Service) -> None:
     @app.post(f"{PREFIX}/memory/export", tags=["Admin"])
     async def export(body: api.ExportIn, _: Admin) -> api.ManifestOut:
         """Write a tenant's memory to a new directory on this machine, as Parquet."""
-        return _manifest(await _call("export", body.tenant, body.directory, encoder))
+        return manifest_out(await _call("export", body.tenant, body.directory, encoder))
 
     @app.post(f"{PREFIX}/memory/import", tags=["Admin"])
     async def import_(body: api.ImportIn, _: Admin) -> api.AddedOut:
@@ -114,19 +88,19 @@ def install(app: FastAPI, service: Service) -> None:
     async def backups(_: Admin, tenant: Annotated[str, Query(min_length=1, max_length=64)]) -> list[api.ManifestOut]:
         """The tenant's backups, oldest first."""
         kept: list[Backup] = await _call("backups", tenant)
-        return [_manifest(one.manifest, one.name) for one in kept]
+        return [manifest_out(one.manifest, one.name) for one in kept]
 
     @app.post(f"{PREFIX}/memory/backups", tags=["Admin"])
     async def back_up(body: api.BackupIn, _: Admin) -> api.ManifestOut:
         """Keep the present state of a tenant's memory under a name."""
         kept: Backup = await _call("back_up", body.tenant, body.name, encoder)
-        return _manifest(kept.manifest, kept.name)
+        return manifest_out(kept.manifest, kept.name)
 
     @app.post(f"{PREFIX}/memory/backups/restore", tags=["Admin"])
     async def restore(body: api.BackupIn, _: Admin) -> api.ManifestOut:
         """Go back to a backup; what came since is gone."""
         kept: Backup = await _call("restore_backup", body.tenant, body.name, encoder)
-        return _manifest(kept.manifest, kept.name)
+        return manifest_out(kept.manifest, kept.name)
 
     @app.post(f"{PREFIX}/memory/backups/delete", tags=["Admin"])
     async def remove_backup(body: api.BackupIn, _: Admin) -> dict[str, str]:
@@ -138,17 +112,56 @@ def install(app: FastAPI, service: Service) -> None:
         return await manage(call, check_tenant("tenant", tenant), *args)
 
 
+def memos(body: api.RememberRequest, encoded: Encoded) -> list[Memo]:
+    """The items of ``body`` with the vectors of their texts, as the memory takes them."""
+    return [
+        Memo(
+            node=Node(
+                node_id=node_id(body.tenant, item.interaction_id, "interaction"),
+                kind="interaction",
+                text=item.text,
+                vector=encoded.vectors[i],
+                domain=item.domain,
+                session=item.session,
+                user=item.user,
+                position=item.turn,
+                tokens=int(encoded.tokens[i]),
+                created_at=item.created_at,
+                quality=item.quality,
+                model=item.model,
+                metadata={**(item.metadata or {}), "interaction": item.interaction_id},
+            ),
+            cites=item.cites,
+            rated_at=item.rated_at,
+            partition=item.partition,
+            offset=item.offset,
+        )
+        for i, item in enumerate(body.items)
+    ]
+
+
+def remembered(body: api.RememberRequest, results: Sequence[Remembered]) -> api.RememberResponse:
+    """The answer to ``body``."""
+    pairs = zip(body.items, results, strict=True)
+    return api.RememberResponse(
+        results=[api.RememberedOut(interaction_id=item.interaction_id, **fields_of(result)) for item, result in pairs]
+    )
+
+
 def _nodes(data: bytes) -> list[Node]:
     import pyarrow as pa
 
     try:
         with pa.ipc.open_stream(data) as stream:
-            return lance_rows.nodes(stream.read_all())
-    except (pa.ArrowException, KeyError, ValueError, TypeError, AttributeError) as error:
+            table = stream.read_all()
+            table.validate(full=True)  # offsets that point elsewhere would end the process
+            return lance_rows.checked(table)
+    except (pa.ArrowException, OSError, KeyError, ValueError, TypeError, AttributeError) as error:
         got = f"{len(data)} bytes that are no nodes: {error}"
         raise Reject("nodes", got, f"send an Arrow IPC stream with {', '.join(lance_rows.COLUMNS)}", 400) from error
 
 
-def _manifest(manifest: Manifest, name: str = "") -> api.ManifestOut:
+def manifest_out(manifest: Manifest, name: str = "") -> api.ManifestOut:
+    """The record as it is answered."""
     fields = {key: value for key, value in fields_of(manifest).items() if key not in ("format", "sha256")}
     return api.ManifestOut(name=name, **fields)

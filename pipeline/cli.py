@@ -6,20 +6,22 @@ import json
 import sys
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
 
 from conf.load import Loaded, load
 from conf.schema import Settings
 from operators.errors import Reject, RuvError
+from operators.records import Mode
 from operators.tiers import ModelFile
 from pipeline.cli_evaluate import evaluate_app
+from pipeline.cli_ingest import ingest
+from pipeline.cli_memory import memory_app
+from pipeline.cli_train import train_app
 from pipeline.client import Client
-from pipeline.options import AsJson, Profile, Sets
+from pipeline.options import AsJson, Key, Profile, Sets, Url
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["--help", "-h"]})
 models_app = typer.Typer(help="The models of the profile.", no_args_is_help=True)
@@ -27,12 +29,11 @@ config_app = typer.Typer(help="The settings of the profile.", no_args_is_help=Tr
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
 app.add_typer(evaluate_app, name="evaluate")
+app.add_typer(memory_app, name="memory")
+app.add_typer(train_app, name="train")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
-
-Url = Annotated[str | None, typer.Option(help="the service's address", show_default="http.host and http.port")]
-Key = Annotated[str | None, typer.Option(help="API key, if the service asks for one")]
 
 
 def main() -> None:
@@ -124,43 +125,14 @@ def ask(
         out.print(f"[yellow]degraded[/yellow] {', '.join(facts['degraded'])}")
 
 
-@app.command()
-def ingest(
-    paths: Annotated[list[Path], typer.Argument(help="files or folders: text, Markdown, PDF")],
-    profile: Profile = None,
-    set_: Sets = None,
-    url: Url = None,
-    api_key: Key = None,
-    as_json: AsJson = False,
-) -> None:
-    """Add documents to the memory of a running service. The same file twice adds nothing."""
-    from pipeline.ingest_files import SUFFIXES, find, send
-
-    settings = _load(profile, set_).settings
-    client = _client(profile, set_, url, api_key)
-    files = find(paths)
-    with Progress(console=err, disable=as_json or not err.is_terminal, transient=True) as progress:
-        task = progress.add_task("ingesting", total=len(files))
-        report = send(client, files, settings, lambda: progress.advance(task))
-    if as_json:
-        _json(report)
-    elif not files:
-        out.print(f"nothing to ingest there: no {', '.join(sorted(SUFFIXES))} files")
-    else:
-        for bad in report["refused"]:
-            err.print(f"[yellow]refused[/yellow] {_plain(bad['error'])}")
-        out.print(
-            f"{report['files']} file{'s' * (report['files'] != 1)}: {report['added']} nodes added, "
-            f"{report['duplicates']} already there, {report['edges']} edges"
-        )
-    if report["refused"]:
-        raise typer.Exit(1)
+app.command()(ingest)
 
 
 @app.command()
 def search(
     query: Annotated[str, typer.Argument(help="what to look for")],
     k: Annotated[int, typer.Option("--k", "-k", help="hits at most")] = 5,
+    mode: Annotated[Mode | None, typer.Option(help="how to search", show_default="search.mode of the service")] = None,
     profile: Profile = None,
     set_: Sets = None,
     url: Url = None,
@@ -168,7 +140,8 @@ def search(
     as_json: AsJson = False,
 ) -> None:
     """Search the memory of a running service."""
-    found = _client(profile, set_, url, api_key).post("/v1/memory/search", {"query": query, "k": k})
+    client = _client(profile, set_, url, api_key)
+    found = client.post("/v1/memory/search", {"query": query, "k": k, "mode": mode})
     if as_json:
         _json(found)
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -39,7 +39,13 @@ class Client:
 
     def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON answered to ``body``."""
-        response = self._send("POST", path, _encoded(body))
+        return self.call("POST", path, body)
+
+    def call(
+        self, method: str, path: str, body: dict[str, Any] | None = None, params: Mapping[str, Any] | None = None
+    ) -> Any:
+        """The JSON answered to a request with or without a body."""
+        response = self._send(method, path, None if body is None else _encoded(body), params)
         _raise(response)
         try:
             return response.json()
@@ -49,19 +55,20 @@ class Client:
     def unused(self, question: str, settings: Settings) -> str:
         """What to say when an answer used no passage: how close the memory came, if it can be asked."""
         try:
-            # Hits are ranked by words too, so the most similar one need not be the first.
+            # A search by words alone doesn't put the most similar first.
             hits = self.post("/v1/memory/search", {"query": question, "k": 100})["hits"]
         except RuvError:
             hits = []
         if not hits:
             return "nothing used"
-        best = max(hits, key=lambda hit: float(hit["similarity"]))
-        gate = settings.attend.min_similarity
-        named = f"best: {best['source'] or best['node_id']}, similarity {best['similarity']:.3f}"
-        if best["similarity"] >= gate:
+        measure = "score" if settings.search.mode == "hybrid" else "similarity"
+        best = max(hits, key=lambda hit: float(hit[measure]))
+        gate = settings.attend.min_score if measure == "score" else settings.attend.min_similarity
+        named = f"best: {best['source'] or best['node_id']}, {measure} {best[measure]:.3f}"
+        if best[measure] >= gate:
             return f"nothing used ({named})"
         # The service may have been started with other settings, so it is said whose gate this is.
-        return f"nothing was close enough ({named}; attend.min_similarity of profile {settings.profile}: {gate:.3f})"
+        return f"nothing was close enough ({named}; attend.min_{measure} of profile {settings.profile}: {gate:.3f})"
 
     def health(self) -> dict[str, Any]:
         """What ``/readyz`` says, ready or not, with ``up`` and ``url``; if nothing says it, ``error`` instead."""
@@ -69,6 +76,13 @@ class Client:
             return {"up": True, "url": self.url, **self._health()}
         except RuvError as error:
             return {"up": False, "url": self.url, "error": str(error)}
+
+    def alive(self) -> bool:
+        """Whether a service listens there, ready or not."""
+        try:
+            return "version" in self.call("GET", "/healthz")
+        except RuvError:
+            return False
 
     def _health(self) -> dict[str, Any]:
         response = self._send("GET", "/readyz")
@@ -102,9 +116,11 @@ class Client:
         if "ruvllm" not in chunk:
             raise self._stranger()
 
-    def _send(self, method: str, path: str, content: bytes | None = None) -> httpx.Response:
+    def _send(
+        self, method: str, path: str, content: bytes | None = None, params: Mapping[str, Any] | None = None
+    ) -> httpx.Response:
         try:
-            return self._http.request(method, path, content=content)
+            return self._http.request(method, path, content=content, params=params)
         except httpx.TransportError as error:
             raise self._away(error) from error
 

@@ -5,10 +5,10 @@ user's own memory is not touched. Every query runs through the real stages:
 
     bm25, vector, hybrid    the hits of ``search`` in that mode
     …+expansion             the hits a request gets (``search.k``), then what ``expand`` adds to them, by the score that
-                            ``attend`` gives to neighbours: cosine · decay^hops
+                            ``attend`` gives to neighbours (``ranking``)
     attended                ``attend``'s order of that neighbourhood, in the profile's mode of search: without its token
                             budget, its limits of relevance and the number of passages; of equal texts only the first
-    default                 the line that ``search.mode`` of the profile makes
+    default                 what a question meets if nobody changes a setting: ``attended``
 
 ``ms_p50`` is the median time of a line's stages in milliseconds, the encoder left out; ``context_tokens`` are the
 encoder's tokens of the first ten.
@@ -29,6 +29,7 @@ from conf.schema import Settings
 from operators.attend import Attend, AttendInput
 from operators.base import Operator
 from operators.embed import Embed
+from operators.evaluation_files import Line, Question, read_corpus, read_queries
 from operators.expand import Expand, ExpandInput
 from operators.ids import uuid7
 from operators.metrics import all_gold, ndcg, recall
@@ -37,7 +38,6 @@ from operators.records import Embedded, Hits, Message, Neighbourhood, Query, Rou
 from operators.search import Search, SearchInput
 from operators.stores.memory import Memory
 from operators.stores.ports import Node
-from pipeline.evaluation_files import Line, Question, read_corpus, read_queries
 from pipeline.host import make_memory
 
 TENANT = "evaluation"
@@ -48,6 +48,7 @@ SLICE = 256
 MODES = {"bm25": "text", "vector": "vector", "hybrid": "hybrid"}
 """Line → mode of search."""
 LINES = (*MODES, *(f"{line}+expansion" for line in MODES), "attended")
+DEFAULT = "attended"
 Ranking = list[tuple[str, int]]
 """(node id, tokens), best first."""
 
@@ -78,11 +79,10 @@ async def evaluate_memory(
         finally:
             await embed.close()
             memory.close()
-    default = next(line for line, mode in MODES.items() if mode == settings.search.mode)
     shown = settings.model_dump(mode="json", include={"embed", "search", "expand", "attend", "memory", "vectors"})
     return {
-        "results": {**results, "default": results[default]},
-        "default": default,
+        "results": {**results, "default": results[DEFAULT]},
+        "default": DEFAULT,
         "corpus": {"lines": len(lines), "queries": len(questions), **filled},
         "settings": shown,
     }
@@ -137,9 +137,7 @@ class _Stages:
             mode: Search(settings.search.model_copy(update={**most, "mode": mode}), memory) for mode in MODES.values()
         }
         self.expand = Expand(settings.expand, memory)
-        free = {"min_similarity": -1.0, "min_relative": 0.0, "min_relative_attention": 0.0, "max_jaccard": 1.0}
-        free |= {"max_passages": DEPTH, "max_candidates": settings.expand.max_nodes, "summary_chars": 0}
-        self.attend = Attend(settings.attend.model_copy(update=free))
+        self.attend = Attend(settings.attend.unlimited(DEPTH, settings.expand.max_nodes))
         self.all: list[Operator[Any, Any]] = [*self.search.values(), self.expand, self.attend]
 
     async def start(self) -> None:
@@ -173,7 +171,7 @@ def _expanded(found: Hits, near: Neighbourhood, hop_decay: float) -> Ranking:
     n = len(found.hits)
     if not near.node_ids:
         return []
-    scores = similarity_scores(near, 0.0, hop_decay)
+    scores = similarity_scores(near, hop_decay)
     order = [*range(n), *(n + np.argsort(-scores[n:], kind="stable")).tolist()]
     return [(near.node_ids[i], int(near.tokens[i])) for i in order][:DEPTH]
 

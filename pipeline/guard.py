@@ -10,6 +10,7 @@ import contextlib
 import hmac
 import os
 import secrets
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -17,7 +18,7 @@ from typing import Annotated
 from fastapi import Depends, Header, Request
 from pydantic import SecretStr
 
-from operators.errors import Reject
+from operators.errors import Reject, Stop
 
 DEFAULT_TENANT = "default"
 
@@ -66,11 +67,16 @@ def admin_key(data_dir: Path) -> str:
     if key := os.environ.get(KEY_VARIABLE, "").strip():
         return key
     path = data_dir / KEY_FILE
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with open(handle, "w") as file:
+    if not path.exists():
+        with tempfile.NamedTemporaryFile("w", dir=data_dir) as file:  # mode 600
             file.write(secrets.token_urlsafe(32))
-    return path.read_text().strip()
+            file.flush()
+            with contextlib.suppress(FileExistsError):  # several gateways start at once: one key, there whole or not
+                os.link(file.name, path)
+    key = path.read_text().strip()
+    if not key:
+        raise Stop("guard", f"{path} is empty", "remove it: the next start makes a new key")
+    return key
 
 
 async def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
@@ -87,3 +93,5 @@ Tenant = Annotated[str, Depends(_tenant)]
 """A parameter of an endpoint: the tenant that asks."""
 Admin = Annotated[None, Depends(_admin)]
 """A parameter of an endpoint for the administrator alone."""
+Session = Annotated[str | None, Header(alias="x-session-id", max_length=200)]
+"""A parameter of an endpoint: the conversation that the caller named."""

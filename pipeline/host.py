@@ -24,18 +24,18 @@ from operators.engines.ports import Encoded
 from operators.errors import Retry, RuvError, Stop
 from operators.expand import Expand
 from operators.generate import Generate, GenerateInput
-from operators.ingest import Document, document_nodes
+from operators.ingest import Document, Nodes, document_nodes
 from operators.networks.features import projection
+from operators.privacy.masker import Masker
 from operators.records import Embedded, Hits, Piece, Query, TierLoad
 from operators.route import Router
 from operators.search import Search, SearchInput
-from operators.stores.kuzu_graph import KuzuGraph
-from operators.stores.lance import LanceStore
-from operators.stores.make import open_log
+from operators.stores.make import memory_in, open_log
 from operators.stores.memory import Added, Memory
 from operators.stores.ports import Node, SearchRequest
 from pipeline.emit import Emitter
 from pipeline.graph import Chain, Step, check
+from pipeline.management import CALLS
 
 CHECK_S = 2.0
 """Seconds a stage may take to say that it works."""
@@ -162,18 +162,22 @@ class Host:
         assert self._embed is not None  # noqa: S101 - the plan gives this call to the host of embed
         return await self._embed.texts(texts, query=False)
 
-    async def nodes(self, tenant: str, documents: Sequence[Document]) -> list[list[Node]]:
-        """Chunk and embed documents: the nodes of each."""
-        assert self._embed is not None  # noqa: S101 - as above
-        now = time.time()
-        return [
-            await document_nodes(tenant, document, self._embed, self.settings.documents, now) for document in documents
-        ]
+    async def nodes(self, tenant: str, documents: Sequence[Document]) -> Nodes:
+        """Mask, chunk and embed documents."""
+        embed, config, masker, now = self._embed, self.settings.documents, Masker(self.settings.privacy), time.time()
+        assert embed is not None  # noqa: S101 - as above
+        nodes = [await document_nodes(tenant, document, embed, config, masker, now) for document in documents]
+        return Nodes(nodes=nodes, masked=dict(masker.found))
 
     async def add(self, tenant: str, nodes: Sequence[Node]) -> Added:
         """Write nodes to the memory; durable and findable when it returns."""
         assert self._memory is not None  # noqa: S101 - the plan gives this call to the host of search
         return await asyncio.to_thread(self._memory.add, tenant, nodes)
+
+    async def manage(self, call: str, *args: Any) -> Any:
+        """One of ``management.CALLS``, for the memory that is owned here."""
+        assert self._memory is not None  # noqa: S101 - as above
+        return await asyncio.to_thread(CALLS[call], self._memory, *args)
 
     async def check(self) -> None:
         """Raise if a stage that was started can't work any more; a tier that never could is no news."""
@@ -194,16 +198,11 @@ class Host:
         return works | {f"generate:{load.tier}": load.available and engines for load in await self.load()}
 
     async def _tend(self, memory: Memory) -> None:
-        """Publish what came too soon after the last publication; now and then fold new rows into the indexes."""
-        tidied = time.monotonic()
+        """Publish what came too soon after the last publication."""
         while True:
             await asyncio.sleep(memory.config.publish_every_s or 1.0)
             try:
                 await asyncio.to_thread(memory.publish_due)
-                if time.monotonic() - tidied > memory.config.optimize_every_s:
-                    tidied = time.monotonic()
-                    for tenant in memory.vectors.tenants():
-                        await asyncio.to_thread(memory.optimize, tenant)
             except Exception:  # whatever it is, the next round may do better, and requests don't depend on it
                 _log.exception("memory: upkeep failed, trying again")
 
@@ -222,17 +221,13 @@ class Host:
 
 def make_memory(settings: Settings) -> Memory:
     """The memory of the profile, not yet opened: one process opens it, any may read its snapshots."""
-    root = settings.data_dir / "memory"
-    return Memory(
-        settings.memory,
-        LanceStore(root / "vectors", settings.embed.output_dim, settings.vectors),
-        KuzuGraph(root / "graph.kuzu", settings.graph),
-        root / "snapshots",
-    )
+    root, dim = settings.data_dir / "memory", settings.embed.output_dim
+    return memory_in(root, dim, settings.memory, settings.vectors, settings.graph)
 
 
 def open_emitter(settings: Settings) -> Emitter:
     """The started emitter of this process over the profile's event log."""
-    emitter = Emitter(open_log(Path(settings.events.path), settings.events.partitions), capacity=settings.events.queue)
+    log = open_log(Path(settings.events.path), settings.events.partitions)
+    emitter = Emitter(log, mask=Masker(settings.privacy), capacity=settings.events.queue)
     emitter.start()
     return emitter

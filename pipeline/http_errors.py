@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from operators.errors import Reject, Retry, RuvError
+from operators.privacy.logs import masked_traceback
 from pipeline.bad_requests import describe
 from pipeline.schema import ErrorBody, ErrorDetail
 
@@ -84,7 +85,7 @@ def install(app: FastAPI, max_body_bytes: int, others: Mapping[str, int]) -> Non
         return response
 
     async def unforeseen(_: Request, error: Exception) -> JSONResponse:
-        log.error("unforeseen error", exc_info=error)
+        log.error("unforeseen error\n%s", masked_traceback(error))
         return error_response(500, words(error))
 
     app.add_exception_handler(RuvError, ours)

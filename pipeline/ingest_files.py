@@ -1,39 +1,42 @@
-"""Files on disk → documents of a running service. Parsing happens here, so the service never reads a path."""
+"""Files on disk → documents of a running service: a few over HTTP from here, many by the ingest job.
+
+Either way they are parsed outside the service, which never reads a path.
+"""
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
-from conf.schema import Settings
+from conf.schema import Settings, is_loopback
 from operators.documents import parse
-from operators.errors import Reject, Retry
+from operators.errors import Reject, Retry, Stop
 from pipeline.client import Client
+from pipeline.guard import DEFAULT_TENANT
 
-SUFFIXES = {".txt", ".md", ".markdown", ".rst", ".pdf"}
-"""What a folder is searched for; a file named directly is read whatever its suffix."""
 ATTEMPTS = 10
-
-
-def find(paths: Sequence[Path]) -> list[Path]:
-    """The files that ``paths`` name, folders searched. Raises ``Reject`` for a path that is not there."""
-    files: list[Path] = []
-    for path in paths:
-        if path.is_dir():
-            inside = (p for p in sorted(path.rglob("*")) if p.suffix.lower() in SUFFIXES and p.is_file())
-            files += [p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts)]
-        elif path.exists():
-            files.append(path)
-        else:
-            raise Reject("ingest", f"no file or folder {path}", "check the path")
-    return list(dict.fromkeys(files))
+JOB_FROM = 200
+"""Files from which the job is worth starting: Ray takes about 10 s to come up."""
 
 
 def send(client: Client, files: Sequence[Path], settings: Settings, advance: Callable[[], None]) -> dict[str, Any]:
     """Send every file; one that can't be used is reported and the rest go on."""
-    report: dict[str, Any] = {"files": len(files), "added": 0, "duplicates": 0, "edges": 0, "refused": []}
+    report: dict[str, Any] = {
+        "files": len(files),
+        "added": 0,
+        "duplicates": 0,
+        "edges": 0,
+        "unchanged": 0,  # the service is asked about every file
+        "masked": {},
+        "refused": [],
+    }
     for path in files:
         try:
             text = parse(path.read_bytes(), name=str(path), config=settings.documents)
@@ -41,9 +44,40 @@ def send(client: Client, files: Sequence[Path], settings: Settings, advance: Cal
                 answer = _patiently(client, {"documents": [{"text": part, "source": str(path)}]})
                 for key in ("added", "duplicates", "edges"):
                     report[key] += answer[key]
+                for kind, count in answer["masked"].items():
+                    report["masked"][kind] = report["masked"].get(kind, 0) + count
         except (Reject, Retry, OSError) as error:
             report["refused"].append({"path": str(path), "error": str(error)})
         advance()
+    return report
+
+
+def job_tenant(settings: Settings, url: str | None, api_key: str | None) -> str | None:
+    """Whose memory the job would write to; ``None`` if it can't: no administrator's key here, or an unknown API key."""
+    keys = {key.get_secret_value(): tenant for key, tenant in settings.http.api_keys.items()}
+    tenant = keys.get(api_key or "") if keys or api_key else DEFAULT_TENANT
+    if os.environ.get("RUVLLM_ADMIN_KEY"):
+        return tenant
+    # The file is the key of the service on this data_dir, not of one elsewhere.
+    here = url is None or is_loopback(urlsplit(url).hostname or "")
+    return tenant if here and os.access(settings.data_dir / "admin-key", os.R_OK) else None
+
+
+def run_job(paths: Sequence[Path], url: str, tenant: str, options: Sequence[str]) -> dict[str, Any]:
+    """The report of the job over ``paths``; it shows its progress on our stderr, and says there why it could not go on.
+
+    Raises ``Stop`` if it has no report. ``options``: more arguments of ``jobs.ingest``.
+    """
+    command = [sys.executable, "-m", "jobs.ingest", "--url", url, "--tenant", tenant, *options, "--", *map(str, paths)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as job:  # noqa: S603 - our own module, no shell
+        try:
+            said, _ = job.communicate()
+        except KeyboardInterrupt:  # the job has had it too, and puts its workers away
+            job.wait()
+            raise
+    if job.returncode not in (0, 1) or not said:
+        raise Stop("ingest", f"the job ended with {job.returncode}", "see what it said above")
+    report: dict[str, Any] = json.loads(said.splitlines()[-1])  # Ray may have had a word before
     return report
 
 

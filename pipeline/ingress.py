@@ -7,32 +7,23 @@ import contextlib
 import time
 from collections.abc import Coroutine
 from importlib.metadata import version
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
-from fastapi import Depends, FastAPI, Header, Request, Response
+from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
 from operators.records import Filter, Message, Query, Sampling
-from pipeline import http_errors
+from pipeline import admin_api, http_errors, memory_api
 from pipeline import schema as api
-from pipeline.guard import Guard
+from pipeline.guard import Guard, Session, Tenant, admin_key
 from pipeline.limits import Admission
 from pipeline.responses import HeldStream, collect, completion, events, headers, route_info, unless_gone, within
 from pipeline.service import Service, new_session
 
 T = TypeVar("T")
-
-
-async def _tenant(request: Request, authorization: Annotated[str | None, Header()] = None) -> str:
-    guard: Guard = request.app.state.guard
-    return guard.tenant(authorization)
-
-
-Tenant = Annotated[str, Depends(_tenant)]
-Session = Annotated[str | None, Header(alias="x-session-id", max_length=200)]
 
 
 def create_app(service: Service) -> FastAPI:
@@ -45,8 +36,8 @@ def create_app(service: Service) -> FastAPI:
         description="Answers from the smallest local model that will do, grounded in a memory you fill.",
         responses=http_errors.DOCUMENTED,
     )
-    app.state.guard = Guard(http.api_keys)
-    http_errors.install(app, http.max_body_bytes)
+    app.state.guard = Guard(http.api_keys, admin_key(service.settings.data_dir))
+    http_errors.install(app, http.max_body_bytes, {admin_api.PREFIX: http.max_admin_body_bytes})
 
     async def admitted(work: Coroutine[Any, Any, T]) -> T:
         """Wait for a place and do the work, all within ``http.request_timeout_s``."""
@@ -148,8 +139,20 @@ def create_app(service: Service) -> FastAPI:
     @app.post("/v1/documents", tags=["RuvLLM"])
     async def documents(body: api.DocumentsRequest, who: Tenant) -> api.DocumentsResponse:
         """Add documents to the memory; answers when they are durable and findable."""
-        incoming = [Document(text=d.text, source=d.source, id=d.id, metadata=d.metadata) for d in body.documents]
-        nodes, added = await admitted(service.add(who, incoming))
+        now = time.time()
+        incoming = [
+            Document(
+                text=d.text,
+                source=d.source,
+                id=d.id,
+                domain=d.domain,
+                user=d.user,
+                expires_at=now + d.ttl_s if d.ttl_s else 0.0,
+                metadata=d.metadata,
+            )
+            for d in body.documents
+        ]
+        made, added = await admitted(service.add(who, incoming))
         new = set(added.new)
         return api.DocumentsResponse(
             documents=[
@@ -160,11 +163,12 @@ def create_app(service: Service) -> FastAPI:
                     added=sum(node.node_id in new for node in each),
                     duplicates=sum(node.node_id not in new for node in each),
                 )
-                for document, each in zip(incoming, nodes, strict=True)
+                for document, each in zip(incoming, made.nodes, strict=True)
             ],
             added=len(added.new),
             duplicates=len(added.duplicate),
             edges=added.edges,
+            masked=made.masked,
         )
 
     @app.post("/v1/memory/search", tags=["RuvLLM"])
@@ -179,6 +183,7 @@ def create_app(service: Service) -> FastAPI:
             filter=_filter(body.filter),
             created_at=time.time(),
             k=body.k,
+            mode=body.mode,
         )
         hits = await admitted(service.search(query))
         fields = api.SearchHit.model_fields
@@ -186,6 +191,9 @@ def create_app(service: Service) -> FastAPI:
             hits=[api.SearchHit(**{name: getattr(hit, name) for name in fields}) for hit in hits.hits],
             degraded=list(hits.degraded),
         )
+
+    memory_api.install(app, service, admitted)
+    admin_api.install(app, service)
 
     @app.get("/", tags=["Health"])
     async def root() -> api.Root:
@@ -203,7 +211,7 @@ def create_app(service: Service) -> FastAPI:
         checks = await service.backend.checks()
         tiers = [works for part, works in checks.items() if part.startswith("generate:")]
         serves = any(tiers) and all(works for part, works in checks.items() if not part.startswith("generate:"))
-        checks["events"] = service.emitter.healthy()
+        checks |= {"events": service.emitter.healthy(), "disk": service.has_room()}
         status: Literal["ok", "degraded", "away"] = "away"
         if serves:
             status = "ok" if all(checks.values()) else "degraded"
@@ -238,6 +246,7 @@ def to_query(body: api.ChatRequest, tenant: str, session: str | None, service: S
         session=session or body.user or new_session(),
         text=messages[-1].content,
         messages=messages,
+        user=body.user or "",
         sampling=Sampling(
             tier=None if body.model == "auto" else body.model,
             temperature=body.temperature,
@@ -249,6 +258,7 @@ def to_query(body: api.ChatRequest, tenant: str, session: str | None, service: S
         filter=_filter(body.ruvllm.filter),
         created_at=time.time(),
         k=body.ruvllm.k,
+        mode=body.ruvllm.mode,
         quality_bias=body.ruvllm.quality_bias,
         explain=body.ruvllm.explain,
     )

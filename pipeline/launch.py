@@ -9,8 +9,6 @@ import fcntl
 import os
 import signal
 import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,11 +18,15 @@ from conf.schema import Settings
 from operators.engines.models import resolve
 from operators.errors import Stop
 from operators.tiers import ModelFile
+from pipeline.children import jobs
 from pipeline.graph import ANSWER_PATH
+from pipeline.guard import admin_key
 from pipeline.host import Host, open_emitter
 from pipeline.service import Service
 
 Say = Callable[..., None]
+URL_FILE = "url"
+"""File of the data directory that says where the service listens, for jobs; http.port may be 0."""
 PROBE_BYTES = 16 * 2**20
 """Free space that must be there at the start, in bytes: a store that can't write its first page is no start."""
 
@@ -40,7 +42,9 @@ def launch(settings: Settings, *, profile: str | None, overrides: Sequence[str],
         for problem in check_weights(settings):
             say(f"  without {problem}", missing=problem)
         run = _inproc if settings.binding == "inproc" else _serve
-        with _judge(settings, profile, overrides, say):
+        (settings.data_dir / URL_FILE).unlink(missing_ok=True)
+        admin_key(settings.data_dir)  # before the jobs look for it
+        with jobs(settings, profile, overrides, say):
             run(settings, say, began)
 
 
@@ -236,6 +240,7 @@ def _asked_to_stop() -> Iterator[threading.Event]:
 
 def _announce(settings: Settings, say: Say, began: float, port: int, dashboard: str) -> None:
     url = settings.http.url(port)
+    (settings.data_dir / URL_FILE).write_text(url)
     seconds = time.monotonic() - began
     say(
         f"RuvLLM listens on {url} (profile {settings.profile}, binding {settings.binding}; ready in {seconds:.0f} s)",
@@ -254,45 +259,3 @@ def _announce(settings: Settings, say: Say, began: float, port: int, dashboard: 
         f"  curl {url}/v1/chat/completions -H 'content-type: application/json' \\\n"
         '    -d \'{"messages": [{"role": "user", "content": "What is a lighthouse for?"}]}\''
     )
-
-
-@contextlib.contextmanager
-def _judge(settings: Settings, profile: str | None, overrides: Sequence[str], say: Say) -> Iterator[None]:
-    """The judge job as a child process, ended with the service; it dies with this process even by SIGKILL."""
-    if not settings.judge_job.enabled:
-        yield
-        return
-    command = [sys.executable, "-m", "jobs.judge", "--parent", str(os.getpid())]
-    command += ["--profile", profile] if profile else []
-    for override in overrides:
-        command += ["--set", override]
-    ending = threading.Event()
-    children: list[subprocess.Popen[bytes]] = []
-
-    def watch() -> None:
-        pause = 1.0
-        while not ending.is_set():
-            code = children[-1].wait()
-            if ending.wait(pause):
-                return
-            children.append(subprocess.Popen(command))  # noqa: S603 - as below
-            say(f"  judge ended with {code}, started again (pid {children[-1].pid})", judge=children[-1].pid)
-            pause = min(2 * pause, 60.0)
-
-    children.append(subprocess.Popen(command))  # noqa: S603 - our own module, arguments not from a shell
-    say(f"  judge started (pid {children[-1].pid})", judge=children[-1].pid)
-    # The kernel ends a child with the thread that started it (its own wish), so the watcher must live as long as we do.
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    try:
-        yield
-    finally:
-        ending.set()
-        child = children[-1]
-        child.terminate()
-        try:
-            child.wait(15)
-        except subprocess.TimeoutExpired:
-            child.kill()
-            child.wait()
-        watcher.join(5)

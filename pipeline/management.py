@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from operators.errors import Reject
 from operators.records import Filter
 from operators.stores import backups, consistency, lifecycle, portable, remembering, removal
 from operators.stores.memory import Memory
@@ -36,21 +37,32 @@ def _check(memory: Memory, tenant: str, repair: bool) -> consistency.Consistency
 def _maintain(memory: Memory, tenant: str) -> dict[str, int]:
     """Remove what has expired, tidy the vector store, fold the graph's log into its file."""
     receipt = lifecycle.expire(memory, tenant)
-    memory.optimize(tenant)
+    purged = removal.purge_due(memory, tenant)
+    if not purged:
+        memory.optimize(tenant)
     memory.graph.checkpoint()
-    return {"expired": receipt.vectors if receipt else 0, "nodes": memory.vectors.count(tenant)}
+    expired = receipt.vectors if receipt else 0
+    return {"expired": expired, "purged": int(purged), "nodes": memory.vectors.count(tenant)}
 
 
 def _export(memory: Memory, tenant: str, directory: str, encoder: str) -> portable.Manifest:
-    return portable.export(memory, tenant, Path(directory), encoder)
+    return portable.export(memory, tenant, _place(directory), encoder)
 
 
 def _import(memory: Memory, tenant: str, directory: str, encoder: str, replace: bool) -> dict[str, int]:
     if replace:
-        manifest = portable.replace_all(memory, tenant, Path(directory), encoder)
+        manifest = portable.replace_all(memory, tenant, _place(directory), encoder)
         return {"added": manifest.nodes, "duplicates": 0}
-    added, there = portable.add_all(memory, tenant, Path(directory), encoder)
+    added, there = portable.add_all(memory, tenant, _place(directory), encoder)
     return {"added": added, "duplicates": there}
+
+
+def _place(directory: str) -> Path:
+    path = Path(directory)
+    if not path.is_absolute() or "\0" in directory:
+        remedy = "name it from the root on: the service's working directory is not yours"
+        raise Reject("memory", f"directory {directory[:200]!r}", remedy, param="directory")
+    return path
 
 
 CALLS: dict[str, Callable[..., Any]] = {

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import time
+import uuid
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Annotated, Any
 
 from fastapi import FastAPI, Query
 
+from operators.documents import NAMESPACE
 from operators.errors import Reject
 from operators.privacy.masker import Masker
-from operators.records import Filter, Kind
-from operators.stores.lifecycle import HISTORY, unknown
+from operators.records import Feedback, Filter, Kind
+from operators.stores.backups import Backup
+from operators.stores.lifecycle import HISTORY, history
 from operators.stores.ports import Edge, Node
 from operators.stores.removal import Receipt
 from pipeline import memory_schema as api
-from pipeline.guard import Tenant
+from pipeline.guard import Session, Tenant
 from pipeline.service import Service
 
 Admitted = Callable[[Coroutine[Any, Any, Any]], Coroutine[Any, Any, Any]]
@@ -27,6 +30,30 @@ Names = Annotated[list[Annotated[str, Query(max_length=1000)]], Query(max_length
 def install(app: FastAPI, service: Service, admitted: Admitted) -> None:
     """Add the endpoints to ``app``."""
     manage = service.backend.manage
+
+    @app.post("/v1/feedback", tags=["RuvLLM"], status_code=202)
+    async def feedback(body: api.FeedbackIn, who: Tenant, session: Session = None) -> api.FeedbackOut:
+        """Rate an answer: a good one is remembered, a bad one forgotten, whatever the judge says."""
+        named = body.session or session
+        if named is None:
+            got, remedy = "no session", "name the answer's (ruvllm.session) in the body or in the header x-session-id"
+            raise Reject("session", got, remedy, 400, "session")
+        score = body.score if body.score is not None else float(body.rating == "up")
+        # The same words about the same answer are the same event.
+        said = f"{who} {named} {body.interaction_id} {score} {body.correction}"
+        event_id = str(uuid.uuid5(NAMESPACE, said))
+        service.feedback(
+            Feedback(
+                event_id=event_id,
+                interaction_id=body.interaction_id,
+                tenant=who,
+                session=named,
+                created_at=time.time(),
+                score=score,
+                correction=body.correction,
+            )
+        )
+        return api.FeedbackOut(event_id=event_id)
 
     @app.get("/v1/memory/nodes", tags=["Memory"])
     async def nodes(
@@ -46,12 +73,12 @@ def install(app: FastAPI, service: Service, admitted: Admitted) -> None:
         page = await admitted(manage("page", who, where, limit, after))
         return api.NodesOut(nodes=[api.NodeOut(**_node(n)) for n in page.nodes], total=page.total, after=page.after)
 
-    @app.get("/v1/memory/nodes/{node_id}", tags=["Memory"])
+    @app.get("/v1/memory/nodes/{node_id:path}", tags=["Memory"])
     async def node(node_id: str, who: Tenant) -> api.NodeWithEdges:
         """One node with its edges, where it comes from and what was changed."""
         return _described(*await admitted(manage("describe", who, node_id)))
 
-    @app.patch("/v1/memory/nodes/{node_id}", tags=["Memory"])
+    @app.patch("/v1/memory/nodes/{node_id:path}", tags=["Memory"])
     async def change(node_id: str, body: api.NodeChange, who: Tenant) -> api.NodeWithEdges:
         """Change a node; durable and findable when it answers."""
         changes = body.model_dump(exclude_unset=True, exclude_none=True)
@@ -64,13 +91,12 @@ def install(app: FastAPI, service: Service, admitted: Admitted) -> None:
             vector, changes["tokens"] = encoded.vectors[0], int(encoded.tokens[0])
         return _described(*await admitted(manage("update", who, node_id, changes, vector)))
 
-    @app.delete("/v1/memory/nodes/{node_id}", tags=["Memory"])
+    @app.delete("/v1/memory/nodes/{node_id:path}", tags=["Memory"])
     async def delete_one(node_id: str, who: Tenant) -> api.ReceiptOut:
         """Remove one node."""
+        await admitted(manage("describe", who, node_id))  # 404, and no receipt for what never was
         receipt: Receipt = await admitted(manage("remove", who, [node_id], "node", False))
-        if not receipt.vectors and not receipt.graph_nodes:
-            raise unknown(node_id)
-        return await _receipt(service, who, receipt)
+        return _receipt(service, receipt, await manage("backups", who))
 
     @app.post("/v1/memory/delete", tags=["Memory"])
     async def delete(body: api.Removal, who: Tenant) -> api.ReceiptOut:
@@ -88,21 +114,22 @@ def install(app: FastAPI, service: Service, admitted: Admitted) -> None:
             named = {f"{field}s": (value,)}
             where = Filter(**named)  # type: ignore[arg-type]
             receipt = await manage("remove_where", who, where, f"{field} {value}", body.purge)
-        return await _receipt(service, who, receipt)
+        return _receipt(service, receipt, await manage("backups", who))
 
     @app.get("/v1/memory/receipts", tags=["Memory"])
     async def receipts(who: Tenant) -> list[api.ReceiptOut]:
         """What was removed, newest first."""
-        return [await _receipt(service, who, receipt) for receipt in await manage("receipts", who)]
+        kept = await manage("backups", who)
+        return [_receipt(service, receipt, kept) for receipt in await manage("receipts", who)]
 
 
-async def _receipt(service: Service, tenant: str, receipt: Receipt) -> api.ReceiptOut:
+def _receipt(service: Service, receipt: Receipt, kept: Sequence[Backup]) -> api.ReceiptOut:
     days = service.settings.events.retention_days
     remains = [f"event log: what was asked and answered, at most {days:g} days from then (events.retention_days)"]
     if not receipt.purged:
-        remains.append("vector store: old versions of its files, until the next maintenance")
-    kept = [one.name for one in await service.backend.manage("backups", tenant)]
-    remains += [f"backup {name}" for name in kept]
+        hours = service.settings.memory.purge_after_s / 3600
+        remains.append(f"vector store: old versions of its files, at most {hours:g} hours (memory.purge_after_s)")
+    remains += [f"backup {one.name}" for one in kept if one.manifest.created_at <= receipt.done_at]
     return api.ReceiptOut(**fields_of(receipt), remains=remains)
 
 
@@ -114,9 +141,9 @@ def fields_of(item: Any) -> dict[str, Any]:
 
 def _node(node: Node) -> dict[str, Any]:
     metadata = dict(node.metadata or {})
-    history = json.loads(metadata.pop(HISTORY, "[]"))
+    metadata.pop(HISTORY, None)
     fields = {name: getattr(node, name) for name in api.NodeOut.model_fields if name not in ("metadata", "history")}
-    return {**fields, "metadata": metadata, "history": history}
+    return {**fields, "metadata": metadata, "history": history(node)}
 
 
 def _described(node: Node, edges: Sequence[Edge]) -> api.NodeWithEdges:

@@ -74,7 +74,7 @@ class NodeChange(In):
 
     @model_validator(mode="after")
     def _something(self) -> NodeChange:
-        if not self.model_fields_set:
+        if all(getattr(self, name) is None for name in self.model_fields_set):
             raise ValueError("nothing to change; give a field")
         return self
 
@@ -91,8 +91,8 @@ class Removal(In):
 
     @model_validator(mode="after")
     def _one(self) -> Removal:
-        given = self.model_fields_set & {"node_ids", "source", "session", "user", "everything"}
-        if len(given) != 1:
+        ways = (self.node_ids, self.source, self.session, self.user, self.everything)
+        if sum(way is not None for way in ways) != 1:
             raise ValueError("give exactly one of node_ids, source, session, user, everything")
         return self
 
@@ -124,11 +124,12 @@ class RememberItem(In):
     interaction_id: Id
     session: Annotated[str, Field(max_length=200)]
     user: Annotated[str, Field(max_length=200)] = ""
-    turn: Annotated[int, Field(ge=0)]
+    turn: Annotated[int, Field(ge=0, lt=2**31)]
     text: Text
     quality: float = Field(ge=0, le=1)
     model: Name
     created_at: float
+    rated_at: float
     domain: Name = ""
     cites: Annotated[tuple[Id, ...], Field(max_length=64)] = ()
     metadata: Strings | None = None
@@ -232,3 +233,29 @@ class ManifestOut(Out):
     nodes: int
     edges: int
     gone: int
+
+
+class FeedbackIn(In):
+    """``POST /v1/feedback``: what a user says of an answer, by ``rating`` or by ``score``."""
+
+    interaction_id: Id = Field(description="`ruvllm.interaction_id` of the answer")
+    session: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="`ruvllm.session` of the answer, if the header x-session-id does not name it"
+    )
+    rating: Literal["up", "down"] | None = None
+    score: float | None = Field(None, ge=0, le=1, description="1 is good")
+    correction: Annotated[str, Field(max_length=32_000)] = Field(
+        "", description="the answer that would have been right"
+    )
+
+    @model_validator(mode="after")
+    def _one(self) -> FeedbackIn:
+        if (self.rating is None) == (self.score is None):
+            raise ValueError("give either rating or score")
+        return self
+
+
+class FeedbackOut(Out):
+    """The feedback was taken; it takes effect within seconds. The same one again changes nothing."""
+
+    event_id: str

@@ -12,6 +12,7 @@ import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from operators.errors import Retry, RuvError
+from operators.privacy.logs import masked_traceback
 
 T = TypeVar("T")
 _log = logging.getLogger("ruvllm.serve")
@@ -37,7 +38,7 @@ def door(who: str) -> Iterator[None]:
             raise error.cause from None
         raise Retry(who, f"its replica is away: {type(error).__name__}", "it is being restarted; try again") from error
     except Exception as error:  # Serve's own, of no common class, or a bug in the replica
-        _log.warning("%s failed", who, exc_info=error)
+        _log.warning("%s failed\n%s", who, masked_traceback(error))
         raise Retry(who, f"its replica failed: {type(error).__name__}", "try again; the log has the details") from error
     except asyncio.CancelledError as error:
         task = asyncio.current_task()

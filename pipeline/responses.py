@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from operators.errors import Retry, RuvError
+from operators.privacy.logs import masked_traceback
 from operators.records import Answer, Piece
 from pipeline import http_errors
 from pipeline import schema as api
@@ -133,7 +134,7 @@ async def events(
         # The headers are gone, so the error can only travel in the stream; OpenAI's clients raise it from there.
         status = getattr(error, "status", 500)
         if not isinstance(error, RuvError):
-            http_errors.log.exception("chat: the stream failed")
+            http_errors.log.error("chat: the stream failed\n%s", masked_traceback(error))
         yield b"data: " + orjson.dumps(http_errors.error_body(status, http_errors.words(error))) + b"\n\n"
     yield b"data: [DONE]\n\n"
 

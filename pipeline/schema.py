@@ -12,30 +12,34 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from operators.records import Kind
+from operators.records import Kind, Mode
 
 Text = Annotated[str, Field(min_length=1, max_length=1_000_000, examples=["What does the spine do?"])]
 
 
-class _In(BaseModel):
+class In(BaseModel):
+    """What is asked: unknown fields are errors."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, str_strip_whitespace=False)
 
 
-class _Out(BaseModel):
+class Out(BaseModel):
+    """What is answered."""
+
     model_config = ConfigDict(extra="forbid")
 
 
 # ------------------------------------------------------------------------------------------------ chat completions
 
 
-class TextPart(_In):
+class TextPart(In):
     """One part of a message; only text parts are understood."""
 
     type: Literal["text"]
     text: Text
 
 
-class ChatMessage(_In):
+class ChatMessage(In):
     """One message. ``developer`` counts as ``system``."""
 
     role: Literal["system", "developer", "user", "assistant"]
@@ -47,7 +51,7 @@ class ChatMessage(_In):
         return self.content if isinstance(self.content, str) else "\n".join(part.text for part in self.content)
 
 
-class FilterIn(_In):
+class FilterIn(In):
     """Which nodes may be found; an absent field means any. Times are Unix seconds, both ends inclusive."""
 
     kinds: Annotated[list[Kind], Field(max_length=8)] = []
@@ -57,16 +61,17 @@ class FilterIn(_In):
     created_to: float | None = None
 
 
-class Extras(_In):
+class Extras(In):
     """What RuvLLM understands beyond OpenAI's parameters (send it with ``extra_body={"ruvllm": {...}}``)."""
 
     quality_bias: float = Field(0.5, ge=0, le=1, description="1: quality alone counts, 0: cost and latency weigh most")
     explain: bool = Field(False, description="name the features that moved the routing decision")
     k: int | None = Field(None, ge=1, le=100, description="hits to search for")
+    mode: Mode | None = Field(None, description="how to search for them; the profile's search.mode if absent")
     filter: FilterIn = FilterIn()
 
 
-class StreamOptions(_In):
+class StreamOptions(In):
     """``include_usage`` adds a last chunk with token counts."""
 
     include_usage: bool = False
@@ -78,7 +83,7 @@ _CHAT_EXAMPLE: dict[str, Any] = {
 }
 
 
-class ChatRequest(_In):
+class ChatRequest(In):
     """``POST /v1/chat/completions``. ``model`` is ``auto`` (the router decides) or a tier's name."""
 
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False, json_schema_extra={"examples": [_CHAT_EXAMPLE]})
@@ -93,7 +98,9 @@ class ChatRequest(_In):
     max_completion_tokens: int | None = Field(None, ge=1, le=100_000, description="newer name of max_tokens")
     stop: str | Annotated[list[Annotated[str, Field(min_length=1, max_length=100)]], Field(max_length=8)] | None = None
     seed: int | None = Field(None, ge=0, le=2**31 - 1)
-    user: Annotated[str, Field(max_length=200)] | None = Field(None, description="names the session if no header does")
+    user: Annotated[str, Field(max_length=200)] | None = Field(
+        None, description="who asks; also names the session if no header does"
+    )
     n: Literal[1] | None = None
     logprobs: Literal[False] | None = None
     frequency_penalty: Literal[0] | None = None
@@ -117,7 +124,7 @@ class ChatRequest(_In):
         return self
 
 
-class RouteInfo(_Out):
+class RouteInfo(Out):
     """The routing decision."""
 
     tier: str
@@ -132,7 +139,7 @@ class RouteInfo(_Out):
     explanation: list[dict[str, Any]] = []
 
 
-class Citation(_Out):
+class Citation(Out):
     """A memory node that was in the prompt. ``score`` is what ranked it."""
 
     node_id: str
@@ -140,7 +147,7 @@ class Citation(_Out):
     score: float
 
 
-class Ruvllm(_Out):
+class Ruvllm(Out):
     """What every answer says about itself. ``timings`` are seconds by stage."""
 
     interaction_id: str
@@ -151,7 +158,7 @@ class Ruvllm(_Out):
     degraded: list[str]
 
 
-class Usage(_Out):
+class Usage(Out):
     """Token counts as the engine counts them."""
 
     prompt_tokens: int
@@ -160,7 +167,7 @@ class Usage(_Out):
     prompt_tokens_details: dict[str, int] = {}
 
 
-class AssistantMessage(_Out):
+class AssistantMessage(Out):
     """The answer."""
 
     role: Literal["assistant"] = "assistant"
@@ -168,7 +175,7 @@ class AssistantMessage(_Out):
     refusal: None = None
 
 
-class Choice(_Out):
+class Choice(Out):
     """The one choice of a completion."""
 
     index: int = 0
@@ -177,7 +184,7 @@ class Choice(_Out):
     logprobs: None = None
 
 
-class ChatCompletion(_Out):
+class ChatCompletion(Out):
     """A whole answer."""
 
     id: str
@@ -196,7 +203,7 @@ class RouteRequest(ChatRequest):
     """``POST /v1/route``: like a chat request, but nothing is generated."""
 
 
-class RouteResponse(_Out):
+class RouteResponse(Out):
     """The decision that a chat request would meet now, and what it would read."""
 
     route: RouteInfo
@@ -208,7 +215,7 @@ class RouteResponse(_Out):
     degraded: list[str]
 
 
-class EmbeddingsRequest(_In):
+class EmbeddingsRequest(In):
     """``POST /v1/embeddings``. ``dimensions`` must be the encoder's own, if it is given."""
 
     model_config = ConfigDict(
@@ -222,7 +229,7 @@ class EmbeddingsRequest(_In):
     user: Annotated[str, Field(max_length=200)] | None = None
 
 
-class Embedding(_Out):
+class Embedding(Out):
     """One vector: numbers, or little-endian float32 in base64 if that was asked for."""
 
     object: Literal["embedding"] = "embedding"
@@ -230,7 +237,7 @@ class Embedding(_Out):
     embedding: list[float] | str
 
 
-class EmbeddingsResponse(_Out):
+class EmbeddingsResponse(Out):
     """Vectors in the order of the input. ``truncated`` lists inputs that were longer than the encoder reads."""
 
     object: Literal["list"] = "list"
@@ -240,16 +247,19 @@ class EmbeddingsResponse(_Out):
     truncated: list[int]
 
 
-class DocumentIn(_In):
+class DocumentIn(In):
     """One document. ``id`` names it; without one its source does, else its text."""
 
     id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
     text: Text
     source: Annotated[str, Field(max_length=1000)] = ""
+    domain: Annotated[str, Field(max_length=200, description="what it is about, in one word of yours")] = ""
+    user: Annotated[str, Field(max_length=200, description="whose it is; what is theirs can be deleted by it")] = ""
+    ttl_s: float | None = Field(None, gt=0, description="seconds until it expires; never if absent")
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=2000)]], Field(max_length=32)] = {}
 
 
-class DocumentsRequest(_In):
+class DocumentsRequest(In):
     """``POST /v1/documents``."""
 
     model_config = ConfigDict(
@@ -262,7 +272,7 @@ class DocumentsRequest(_In):
     documents: Annotated[list[DocumentIn], Field(min_length=1, max_length=256)]
 
 
-class DocumentOut(_Out):
+class DocumentOut(Out):
     """What became of one document: its nodes, and how many of them were already there."""
 
     id: str
@@ -272,26 +282,29 @@ class DocumentOut(_Out):
     duplicates: int
 
 
-class DocumentsResponse(_Out):
-    """The documents are durable and findable when this arrives. ``edges`` counts new edges of the graph."""
+class DocumentsResponse(Out):
+    """The documents are durable and findable when this arrives. ``edges`` counts new edges of the graph, ``masked`` the
+    personal values that were masked, by kind."""
 
     documents: list[DocumentOut]
     added: int
     duplicates: int
     edges: int
+    masked: dict[str, int] = {}
 
 
-class SearchRequestIn(_In):
+class SearchRequestIn(In):
     """``POST /v1/memory/search``."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"query": "How tall is it?", "k": 3}]})
 
     query: Annotated[str, Field(min_length=1, max_length=20_000)]
     k: int = Field(10, ge=1, le=100)
+    mode: Mode | None = Field(None, description="how to search; the profile's search.mode if absent")
     filter: FilterIn = FilterIn()
 
 
-class SearchHit(_Out):
+class SearchHit(Out):
     """One node found. ``score`` is fused, ``similarity`` the cosine, ``text_score`` BM25."""
 
     node_id: str
@@ -305,14 +318,14 @@ class SearchHit(_Out):
     text_score: float
 
 
-class SearchResponse(_Out):
+class SearchResponse(Out):
     """Hits, best first."""
 
     hits: list[SearchHit]
     degraded: list[str]
 
 
-class Model(_Out):
+class Model(Out):
     """One tier, or the router (``auto``)."""
 
     id: str
@@ -323,14 +336,14 @@ class Model(_Out):
     licence: str = ""
 
 
-class Models(_Out):
+class Models(Out):
     """What ``model`` may name."""
 
     object: Literal["list"] = "list"
     data: list[Model]
 
 
-class Health(_Out):
+class Health(Out):
     """``checks`` names every part and whether it works."""
 
     status: Literal["ok", "degraded", "away"]
@@ -350,7 +363,7 @@ ROOT: dict[str, Any] = {
 """What ``GET /`` answers."""
 
 
-class Root(_Out):
+class Root(Out):
     """What listens here, and ``paths`` to try first."""
 
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [ROOT]})
@@ -360,7 +373,7 @@ class Root(_Out):
     paths: dict[str, str]
 
 
-class ErrorDetail(_Out):
+class ErrorDetail(Out):
     """OpenAI's error shape."""
 
     message: str
@@ -369,7 +382,7 @@ class ErrorDetail(_Out):
     code: str | None = None
 
 
-class ErrorBody(_Out):
+class ErrorBody(Out):
     """Every error looks like this."""
 
     error: ErrorDetail

@@ -24,7 +24,7 @@ from conf.schema import Settings
 from operators.engines.ports import Encoded
 from operators.errors import Retry, RuvError, Stop
 from operators.generate import GenerateInput
-from operators.ingest import Document
+from operators.ingest import Document, Nodes
 from operators.records import Embedded, Hits, Neighbourhood, Piece, Query, TierLoad
 from operators.search import SearchInput
 from operators.stores.memory import Added
@@ -62,7 +62,7 @@ class StageHost:
                 yield piece
 
     async def call(self, method: str, *args: Any) -> Any:
-        """One of the host's other abilities: ``embed``, ``search``, ``encode``, ``nodes``, ``add``, ``load``."""
+        """Another method of the host: ``embed``, ``search``, ``encode``, ``nodes``, ``add``, ``load``, ``manage``."""
         return await getattr(self._host, method)(*args)
 
     async def check_health(self) -> None:
@@ -203,13 +203,17 @@ class ServeBackend:
         """Vectors of documents."""
         return await self._call("embed", "encode", texts)  # type: ignore[no-any-return]
 
-    async def nodes(self, tenant: str, documents: Sequence[Document]) -> list[list[Node]]:
-        """Chunk and embed documents."""
+    async def nodes(self, tenant: str, documents: Sequence[Document]) -> Nodes:
+        """Mask, chunk and embed documents."""
         return await self._call("embed", "nodes", tenant, documents)  # type: ignore[no-any-return]
 
     async def add(self, tenant: str, nodes: Sequence[Node]) -> Added:
         """Write nodes to the memory."""
         return await self._call("search", "add", tenant, nodes)  # type: ignore[no-any-return]
+
+    async def manage(self, call: str, *args: Any) -> Any:
+        """One of ``management.CALLS``."""
+        return await self._call("search", "manage", call, *args)
 
     async def _call(self, stage: str, method: str, *args: Any) -> Any:
         return await translated(stage, self._handles[stage].call.remote(method, *args))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shutil
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -15,14 +16,15 @@ from typing import Any, Protocol
 
 from conf.schema import Settings
 from operators.engines.ports import Encoded
-from operators.errors import Reject, Stop
+from operators.errors import Reject, Retry, Stop
 from operators.generate import GenerateInput
 from operators.ids import uuid7
-from operators.ingest import Document
+from operators.ingest import Document, Nodes
 from operators.records import (
     Answer,
     Context,
     Embedded,
+    Feedback,
     Hits,
     Interaction,
     Load,
@@ -65,11 +67,14 @@ class Backend(Protocol):
     async def encode(self, texts: Sequence[str]) -> Encoded:
         """Vectors of documents."""
 
-    async def nodes(self, tenant: str, documents: Sequence[Document]) -> list[list[Node]]:
-        """Chunk and embed documents: the nodes of each."""
+    async def nodes(self, tenant: str, documents: Sequence[Document]) -> Nodes:
+        """Mask, chunk and embed documents."""
 
     async def add(self, tenant: str, nodes: Sequence[Node]) -> Added:
         """Write nodes to the memory; durable and findable when it returns."""
+
+    async def manage(self, call: str, *args: Any) -> Any:
+        """One of ``management.CALLS``, where the memory's owner is."""
 
     async def checks(self) -> dict[str, bool]:
         """Part → does it work now."""
@@ -161,6 +166,7 @@ class Service:
                 interaction_id=query.interaction_id,
                 tenant=query.tenant,
                 session=query.session,
+                user=query.user,
                 turn=session.turn,
                 created_at=time.time(),
                 query=query.text,
@@ -176,6 +182,15 @@ class Service:
                 degraded=turn.degraded,
             )
         )
+
+    def feedback(self, feedback: Feedback) -> None:
+        """Hand on what a user says of an answer. Raises ``Retry`` when the event log takes nothing now."""
+        if not self.emitter.emit(feedback):
+            raise Retry("feedback", "the event log takes nothing now", "send it again later")
+
+    def has_room(self) -> bool:
+        """Whether the data directory has the free space that ``maintain.min_free_bytes`` asks for."""
+        return shutil.disk_usage(self.settings.data_dir).free >= self.settings.maintain.min_free_bytes
 
     def tier(self, name: str) -> None:
         """Raise ``Reject`` (404) unless ``name`` is a tier of the profile."""
@@ -194,10 +209,10 @@ class Service:
         """Search the tenant's memory without answering."""
         return await self.backend.search(SearchInput(query=query, embedded=await self.backend.embed(query)))
 
-    async def add(self, tenant: str, documents: Sequence[Document]) -> tuple[list[list[Node]], Added]:
+    async def add(self, tenant: str, documents: Sequence[Document]) -> tuple[Nodes, Added]:
         """Write documents to the tenant's memory; durable and findable when it returns."""
-        nodes = await self.backend.nodes(tenant, documents)
-        return nodes, await self.backend.add(tenant, [node for each in nodes for node in each])
+        made = await self.backend.nodes(tenant, documents)
+        return made, await self.backend.add(tenant, [node for each in made.nodes for node in each])
 
 
 def new_session() -> str:

@@ -125,7 +125,7 @@ class Running:
 
     def wait_ready(self) -> None:
         """Return once every part of it works."""
-        self._until(lambda: self.http.get("/readyz").json()["status"] == "ok", "ready")
+        self.until(lambda: self.http.get("/readyz").json()["status"] == "ok", "ready")
 
     def events(self, topic: str) -> list[dict]:
         """The values of all events of ``topic``."""
@@ -141,7 +141,7 @@ class Running:
 
     def wait_event(self, interaction_id: str, topic: str = INTERACTIONS) -> dict:
         """The interaction's event in ``topic``, as soon as it is there."""
-        self._until(lambda: interaction_id in self.emitted(topic), f"event of {interaction_id} in {topic}")
+        self.until(lambda: interaction_id in self.emitted(topic), f"event of {interaction_id} in {topic}")
         return next(event for event in self.events(topic) if event["interaction_id"] == interaction_id)
 
     def wait_published(self, nodes: int, tenant: str = "default") -> None:
@@ -151,9 +151,10 @@ class Running:
             current = SnapshotReader(self.data_dir / "memory" / "snapshots" / tenant).current()
             return current.manifest["nodes"] if current else 0
 
-        self._until(lambda: shown() >= nodes, f"snapshot of {nodes} nodes")
+        self.until(lambda: shown() >= nodes, f"snapshot of {nodes} nodes")
 
-    def _until(self, condition: Callable[[], bool], what: str) -> None:
+    def until(self, condition: Callable[[], object], what: str) -> None:
+        """Wait for ``condition``; what it is about, for the error."""
         end = time.monotonic() + READY_S
         while not condition():
             assert time.monotonic() < end, f"no {what} within {READY_S} s"

@@ -21,6 +21,7 @@ of 29.9 M. The same identity serves the multi-head latent attention of DeepSeek-
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,8 @@ LOOSE = HIT + 1
 """Pseudo-relation of nodes whose edges were all cut off by a cap."""
 FORMAT = "ruvllm.attention.v1"
 """What a checkpoint's metadata calls the layout of its arrays."""
+_ABOUT = ("trained", "encoder")
+"""Fields of ``AttentionWeights`` that are no arrays."""
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -47,7 +50,7 @@ class AttentionWeights:
     ``query``, ``key`` [L, d, d] and ``value``, ``output`` [L−1, d, d] act as W @ x; row block h of the first three is
     head h. ``relation`` [L, H, 7] (RELATIONS, HIT, LOOSE), ``weight`` and ``decay`` [L, H] make bᵢ, with
     δ = softplus(decay). ``gain``, ``shift`` [L−1, d]: LayerNorm. ``trained``: a trainer found them better than
-    plain similarity.
+    every untrained ranking. ``encoder``: whose vectors they were trained on, empty if unknown.
     """
 
     query: Floats
@@ -60,6 +63,7 @@ class AttentionWeights:
     gain: Floats
     shift: Floats
     trained: bool = False
+    encoder: str = ""
 
     def __post_init__(self) -> None:
         for array in self.arrays().values():
@@ -82,7 +86,7 @@ class AttentionWeights:
 
     def arrays(self) -> dict[str, Floats]:
         """Name → array, the layout of the checkpoint."""
-        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "trained"}
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name not in _ABOUT}
 
     def astype(self, dtype: npt.DTypeLike) -> AttentionWeights:
         """A copy in ``dtype``."""
@@ -132,6 +136,21 @@ def init(dim: int, *, heads: int = 8, layers: int = 3, seed: int = 0) -> Attenti
     }
     arrays: dict[str, Any] = {name: np.array(array, np.float32, order="C") for name, array in made.items()}
     return AttentionWeights(**arrays)
+
+
+def by_score(dim: int, *, heads: int = 8, layers: int = 3, seed: int = 0, sharpness: float = 16.0) -> AttentionWeights:
+    """Untrained float32 weights that order nodes as search did, so that training has only to learn a correction.
+
+    W_q = 0, so vectors say nothing yet (its gradient is not 0, for W_k is a rotation). A hit's score is ``sharpness``
+    times its fused score (at most ``sharpness``, at least 0); every other node's is below 0: minus ``sharpness``, plus
+    ``sharpness`` times its edge's weight (at most 1), minus its hops · softplus(0).
+    """
+    made = init(dim, heads=heads, layers=layers, seed=seed)
+    relation = np.full_like(made.relation, -sharpness)
+    relation[:, :, HIT] = 0
+    return dataclasses.replace(
+        made, query=np.zeros_like(made.query), relation=relation, weight=np.full_like(made.weight, sharpness)
+    )
 
 
 def attend(
@@ -194,11 +213,15 @@ def layer_norm(x: Floats, gain: Floats, shift: Floats) -> Floats:
     return np.asarray(centred / np.sqrt(centred @ centred / x.dtype.type(x.size) + x.dtype.type(1e-6)) * gain + shift)
 
 
-def save(weights: AttentionWeights, path: Path) -> None:
-    """Write ``weights`` as safetensors. The caller makes it atomic (temporary name, fsync, rename)."""
+def save(weights: AttentionWeights, path: Path, about: Mapping[str, str] | None = None) -> None:
+    """Write ``weights`` as safetensors, with ``about`` beside what ``load`` reads in the metadata.
+
+    The caller makes it atomic (temporary name, fsync, rename).
+    """
     from safetensors.numpy import save_file
 
-    save_file(weights.arrays(), path, {"format": FORMAT, "trained": str(weights.trained).lower()})
+    known = {"format": FORMAT, "trained": str(weights.trained).lower(), "encoder": weights.encoder}
+    save_file(weights.arrays(), path, {**(about or {}), **known})
 
 
 def load(path: Path) -> AttentionWeights:
@@ -216,7 +239,7 @@ def load(path: Path) -> AttentionWeights:
     if about.get("format") != FORMAT:
         raise Stop(who, f"format {about.get('format')!r}, expected {FORMAT!r}", remedy)
     _check(arrays, who, remedy)
-    return AttentionWeights(**arrays, trained=about.get("trained") == "true")
+    return AttentionWeights(**arrays, trained=about.get("trained") == "true", encoder=about.get("encoder", ""))
 
 
 def _check(arrays: dict[str, Any], who: str, remedy: str) -> None:

@@ -8,15 +8,17 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from operators.privacy import Span
 from operators.privacy.addresses import emails, ips
 from operators.privacy.credentials import credentials, random_runs
 from operators.privacy.fold import fold
 from operators.privacy.numbers import cards, ibans
-from operators.privacy.phones import phones
+from operators.privacy.phones import Tries, phones
 
-KINDS = ("SECRET", "EMAIL", "IBAN", "CARD", "IP", "PHONE")
+Kind = Literal["SECRET", "EMAIL", "IBAN", "CARD", "IP", "PHONE"]
+KINDS: tuple[Kind, ...] = get_args(Kind)
 PLACEHOLDER = re.compile(rf"\[({'|'.join(KINDS)})(?:_(\d{{1,9}}))?\]")
 MOST = 10**8
 REGIONS = ("US", "GB", "DE", "FR", "ES", "IT", "IN")
@@ -42,15 +44,15 @@ class Masked:
     found: tuple[Finding, ...]
 
 
-def mask(text: str, regions: Sequence[str] = REGIONS) -> Masked:
-    """``text`` with every personal value replaced by its kind: ``[EMAIL]``.
+def mask(text: str, regions: Sequence[str] = REGIONS, kinds: Sequence[str] = KINDS) -> Masked:
+    """``text`` with every personal value of ``kinds`` replaced by its kind: ``[EMAIL]``.
 
     Several different values of a kind are numbered in order, equal ones alike (``[EMAIL_1]``), counting on from
     placeholders that are there already. Masking a masked text changes nothing. Numbers say what is equal within one
     text only: they do not link texts, or the placeholder would become a name for a person.
     """
     folded, places = fold(text)
-    found = sorted(_find(folded, _detectors(regions)))
+    found = sorted(_find(folded, [one for one in _detectors(regions) if one[0] in kinds]))
     if not found:
         return Masked(text=text, found=())
     names = _Names(folded)
@@ -66,14 +68,15 @@ def mask(text: str, regions: Sequence[str] = REGIONS) -> Masked:
 
 
 def _detectors(regions: Sequence[str]) -> list[tuple[str, Detector]]:
-    """In order of trust: what an earlier one takes, a later one does not see."""
+    """In order of trust: what an earlier one takes, a later one does not see. For one text: tries are counted."""
+    tries = Tries()
     return [
         ("SECRET", credentials),
         ("EMAIL", emails),
         ("IBAN", ibans),
         ("CARD", cards),
         ("IP", ips),
-        ("PHONE", lambda text: phones(text, regions)),
+        ("PHONE", lambda text: phones(text, regions, tries)),
         ("SECRET", random_runs),
     ]
 

@@ -1,7 +1,7 @@
 """Named states of a tenant's memory to come back to: exports that the memory keeps beside itself.
 
-LanceDB's own tags would keep old versions without a copy, but its Python package can't prune a table's files while a tag
-keeps an old version, so the files would only ever grow. A copy also survives what harms the store.
+LanceDB's own tags would keep old versions without a copy, but its Python package can't prune a table's files while a
+tag keeps an old version, so the files would only ever grow. A copy also survives what harms the store.
 """
 
 from __future__ import annotations
@@ -58,6 +58,7 @@ def remove(memory: Memory, tenant: str, name: str) -> None:
     directory = _directory(memory, tenant, name)
     if not directory.exists():
         raise Reject("memory", f"no backup {name!r}", "list the backups", 404)
+    (directory / "manifest.json").unlink(missing_ok=True)  # first: without it the rest is no backup any more
     shutil.rmtree(directory)
 
 

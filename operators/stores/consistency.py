@@ -1,8 +1,8 @@
 """Whether the stores of a memory agree, and mending what doesn't.
 
 The vector store is the truth about what a node says, the graph about what was added whole: a node counts as added once
-the graph has it. So a row that the graph lacks was added by half, and is added again; a node that has no row was removed
-by half, and is removed.
+the graph has it. So a row that the graph lacks was added by half, and is added again; a node that has no row was
+removed by half, and is removed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ SHOWN = 20
 
 @record
 class Consistency:
-    """What a check found. ``only_vectors`` and ``only_graph`` count nodes that one store lacks, ``repeated`` rows with an
-    id that another row has, ``returned`` nodes that were removed for good. ``examples`` names some of each."""
+    """What a check found. ``only_vectors`` and ``only_graph`` count nodes that one store lacks, ``repeated`` rows with
+    an id that another row has, ``returned`` nodes that were removed for good. ``examples`` names some of each."""
 
     tenant: str
     nodes: int

@@ -8,7 +8,7 @@ scans the node table, seconds for a thousand edges.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from operators.errors import Skip
@@ -82,11 +82,11 @@ class KuzuGraph:
             after = self._count(tenant)
         return before[0] - after[0], before[1] - after[1]
 
-    def gone(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
-        """Which of ``node_ids`` were removed for good and must not come back by themselves."""
+    def gone(self, tenant: str, node_ids: Sequence[str]) -> dict[str, float]:
+        """Which of ``node_ids`` were removed for good and must not come back by themselves, and when (Unix seconds)."""
         keys, cut = sorted({_key(tenant, node_id) for node_id in node_ids}), len(_key(tenant, ""))
         with self._file.door():
-            return {key[cut:] for some in _slices(keys) for key in self._gone(some)}
+            return {key[cut:]: at for some in _slices(keys) for key, at in self._gone(some)}
 
     def all_gone(self, tenant: str) -> list[str]:
         """Every id that was removed for good, sorted."""
@@ -96,9 +96,14 @@ class KuzuGraph:
         return sorted(key[cut:] for (key,) in rows)
 
     def replace(
-        self, tenant: str, nodes: Sequence[tuple[str, Kind, float]], edges: Sequence[Edge], *, gone: Sequence[str] = ()
+        self,
+        tenant: str,
+        nodes: Sequence[tuple[str, Kind, float]],
+        edges: Sequence[Edge],
+        gone: Mapping[str, float] | None = None,
     ) -> None:
-        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` all that the tenant has, in one transaction."""
+        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` (id → when) all that the tenant has, in one
+        transaction."""
         check_tenant("graph", tenant)
         with self._file.door(), self._file.transaction():
             self._file.run("MATCH (a:Node) WHERE a.tenant = $tenant DETACH DELETE a", tenant=tenant)
@@ -109,7 +114,7 @@ class KuzuGraph:
             if lost:
                 raise Skip("graph", f"{len(lost)} edges without their nodes", "give the nodes too")
             self._copy_edges({_edge_key(tenant, edge): edge for edge in edges})
-            self._remember_gone(tenant, sorted(_key(tenant, node_id) for node_id in gone), 0.0)
+            self._copy_gone(tenant, {_key(tenant, node_id): at for node_id, at in (gone or {}).items()})
 
     def node_ids(self, tenant: str) -> set[str]:
         """Every node's id."""
@@ -189,15 +194,22 @@ class KuzuGraph:
         )
         return int(nodes[0][0]), int(edges[0][0])
 
-    def _gone(self, keys: Sequence[str]) -> list[str]:
-        return [key for (key,) in self._file.run("MATCH (g:Gone) WHERE g.id IN $keys RETURN g.id", keys=list(keys))]
+    def _gone(self, keys: Sequence[str]) -> list[tuple[str, float]]:
+        rows = self._file.run("MATCH (g:Gone) WHERE g.id IN $keys RETURN g.id, g.at", keys=list(keys))
+        return [(key, at) for key, at in rows]
 
     def _remember_gone(self, tenant: str, keys: Sequence[str], at: float) -> None:
+        for some in _slices(keys):
+            self._file.run("MATCH (g:Gone) WHERE g.id IN $keys SET g.at = $at", keys=some, at=float(at))
+        new = sorted(set(keys) - {key for some in _slices(keys) for key, _ in self._gone(some)})
+        self._copy_gone(tenant, dict.fromkeys(new, at))
+
+    def _copy_gone(self, tenant: str, at_of: Mapping[str, float]) -> None:
         import pyarrow as pa
 
-        new = sorted(set(keys) - {key for some in _slices(keys) for key in self._gone(some)})
-        if new:
-            rows = pa.table({"id": new, "tenant": [tenant] * len(new), "at": [float(at)] * len(new)})
+        if at_of:
+            ids, at = sorted(at_of), [float(at_of[key]) for key in sorted(at_of)]
+            rows = pa.table({"id": ids, "tenant": [tenant] * len(ids), "at": at})
             self._file.run("COPY Gone FROM $rows", rows=rows)
 
     def _known(self, tenant: str, keys: set[str]) -> set[str]:

@@ -1,7 +1,7 @@
 """Nodes in LanceDB: one database directory a tenant, table ``nodes``; the only file that knows ``lancedb``.
 
-Up to ``resident_rows`` rows a search is answered from ``Resident``: exact, and ten times faster at 20,000 rows; larger
-tenants go to LanceDB's own indexes (``lance_search``): full text always, HNSW from ``index_rows`` on. Both pass the
+Searches are answered from rows in memory where a tenant's size allows it (``kept``), ten times faster at 20,000 rows;
+else from LanceDB's own indexes (``lance_search``): full text always, HNSW from ``index_rows`` on. All ways pass the
 same tests. Writes go to LanceDB first, always.
 """
 
@@ -25,9 +25,9 @@ from operators.base import Knobs
 from operators.errors import Reject, Stop
 from operators.records import Filter, Hits
 from operators.stores import fusion, lance_rows
+from operators.stores.kept import Kept
 from operators.stores.lance_search import search_table
 from operators.stores.ports import Node, SearchRequest
-from operators.stores.resident import Resident
 from operators.stores.tenants import check_nodes, check_tenant, check_vector
 from operators.stores.vendor import translate
 
@@ -42,7 +42,7 @@ class _Tenant:
 
     table: Any
     lock: threading.RLock
-    resident: Resident | None
+    kept: Kept
     version: int
     checked: float
 
@@ -54,7 +54,9 @@ class LanceStore:
         """The knobs of the vector store."""
 
         resident_rows: int = Field(50_000, ge=0)
-        """Tenants up to this many rows are searched in memory (1.5 kB a row at 384 dimensions); 0 turns that off."""
+        """Tenants up to this many rows are searched in memory, every row; 0: none are."""
+        approximate_rows: int = Field(2_000_000, ge=0)
+        """Larger tenants up to this many rows are searched in memory with an index (2.4 kB a row of 384 dimensions)."""
         index_rows: int = Field(50_000, ge=256)
         """``optimize`` builds the HNSW index from this many rows on; below it a scan is exact and fast enough."""
         ef: int = Field(256, ge=1)
@@ -96,10 +98,7 @@ class LanceStore:
                 self._refresh(opened, always=True)
                 merge = opened.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 result = merge.execute(lance_rows.table(unique, self.dim))
-                if opened.resident is not None:
-                    opened.resident.put(unique)
-                    if len(opened.resident) > self.config.resident_rows:
-                        opened.resident = None
+                opened.kept.put(unique)
                 opened.version = result.version
                 return int(result.num_inserted_rows)
 
@@ -116,8 +115,9 @@ class LanceStore:
             if opened is None:
                 return fusion.hits([], [], [], [], request.mode, self.dim)
             self._refresh(opened)
-            if opened.resident is not None:
-                return fusion.search_resident(opened.resident, request, self.clock())
+            rows = opened.kept.answering(request.k)
+            if rows is not None:
+                return fusion.search_resident(rows, request, self.clock())
             ef = self.config.ef if self._has_hnsw(opened.table) else 0
             return search_table(opened.table, request, where, ef, self._tokenize)
 
@@ -128,8 +128,9 @@ class LanceStore:
             if opened is None or not node_ids:
                 return set()
             self._refresh(opened)
-            if opened.resident is not None:
-                return {node_id for node_id in node_ids if node_id in opened.resident}
+            rows = opened.kept.rows
+            if rows is not None:
+                return {node_id for node_id in node_ids if node_id in rows}
             query = opened.table.search().where(lance_rows.one_of("id", sorted(set(node_ids)))).select(["id"])
             return set(query.to_arrow()["id"].to_pylist())
 
@@ -167,8 +168,7 @@ class LanceStore:
                 before = opened.table.count_rows()
                 for begin in range(0, len(node_ids), BATCH):
                     opened.table.delete(lance_rows.one_of("id", node_ids[begin : begin + BATCH]))
-                if opened.resident is not None:
-                    opened.resident.remove(node_ids)
+                opened.kept.remove(node_ids)
                 opened.version = opened.table.version
                 return int(before - opened.table.count_rows())
 
@@ -194,15 +194,29 @@ class LanceStore:
             self._refresh(opened)
             return int(opened.table.count_rows())
 
+    def version(self, tenant: str) -> int:
+        """A number that rises with every write; 0 if there never was one."""
+        with self._door():
+            opened = self._tenant(check_tenant("memory", tenant))
+            if opened is None:
+                return 0
+            self._refresh(opened)
+            return int(opened.table.version)
+
     def optimize(self, tenant: str, *, purge: bool = False) -> None:
         """Fold recent writes into the indexes, compact, remove old versions, build HNSW when it is due. One process
-        at a time may do this: two rewrites conflict. ``purge`` removes every old version at once."""
+        at a time may do this: two rewrites conflict. ``purge`` leaves nothing of removed nodes in any file."""
         from lancedb.index import HnswSq
 
         with self._door():
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None:
                 return
+            if purge:  # compacting leaves removed rows where they are few, and their words in the index
+                with opened.lock:
+                    self._refresh(opened, always=True)
+                    self.replace(tenant, self._read(opened.table))
+                opened = self._create(tenant)
             with opened.lock:
                 self._refresh(opened, always=True)
                 if opened.table.count_rows() >= self.config.index_rows and not self._has_hnsw(opened.table):
@@ -236,12 +250,17 @@ class LanceStore:
         """Remove the tenant, its files and all."""
         with self._door(), self._lock:
             self._open.pop(check_tenant("memory", tenant), None)
+            table = self.root / tenant / f"{TABLE}.lance"
+            if (table / "_versions").exists():  # in one step: whatever a crash leaves of it is no table any more
+                os.rename(table / "_versions", table / "dropped")
             if (self.root / tenant).exists():
                 shutil.rmtree(self.root / tenant)
 
     def close(self) -> None:
         """Release handles; safe to call twice."""
         with self._lock:
+            for opened in self._open.values():
+                opened.kept.close()
             self._open.clear()
             self._lancedb = None
 
@@ -286,30 +305,28 @@ class LanceStore:
         if held != self.dim:
             got = f"tenant {tenant!r} holds vectors of {held}, the encoder makes vectors of {self.dim}"
             raise Stop("memory", got, f"use the encoder it was made with, or another directory than {self.root}")
-        opened = _Tenant(table, threading.RLock(), None, table.version, time.monotonic())
-        if table.count_rows() <= self.config.resident_rows:
-            opened.resident = Resident(self.dim, self._tokenize)
-            for batch in self._read(table):
-                opened.resident.put(batch)
+        limits = self.config.resident_rows, self.config.approximate_rows
+        kept = Kept(self.dim, self._tokenize, *limits, lambda size: self._read(table, size))
+        opened = _Tenant(table, threading.RLock(), kept, table.version, time.monotonic())
+        kept.open(table.count_rows())
         return opened
 
     def _refresh(self, opened: _Tenant, always: bool = False) -> None:
         """Take over what other processes wrote, at most every ``refresh_s``."""
         if not always and time.monotonic() - opened.checked < self.config.refresh_s:
             return
-        with opened.lock:
+        if not opened.lock.acquire(blocking=always):
+            return  # somebody writes or tidies up: no search waits for that
+        try:
             opened.checked = time.monotonic()
             opened.table.checkout_latest()
             version = opened.table.version
             if version == opened.version:
                 return
-            if opened.resident is not None:
-                ids: set[str] = set()
-                for batch in self._read(opened.table):
-                    opened.resident.put(batch)
-                    ids.update(node.node_id for node in batch)
-                opened.resident.keep(ids)
+            opened.kept.refresh(opened.table.count_rows())
             opened.version = version
+        finally:
+            opened.lock.release()
 
     def _tokenize(self, text: str) -> list[str]:
         return [token.text for token in self._lancedb.tokenize(text, stem=True)]
@@ -319,8 +336,8 @@ class LanceStore:
         return any("vector" in index.columns for index in table.list_indices())
 
     @staticmethod
-    def _read(table: Any) -> Iterator[list[Node]]:
-        for batch in table.search().select(lance_rows.COLUMNS).to_batches(BATCH):
+    def _read(table: Any, size: int = BATCH) -> Iterator[list[Node]]:
+        for batch in table.search().select(lance_rows.COLUMNS).to_batches(size):
             yield lance_rows.nodes(batch)
 
     @contextmanager

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 
 from operators.errors import Reject
-from operators.records import Filter
+from operators.records import Filter, Kind
 from operators.stores.ports import Node
 
 _SCALARS: dict[str, type] = {
@@ -64,6 +64,24 @@ def nodes(rows: Any) -> list[Node]:
         scalars = {name: columns[name][i] for name in _SCALARS}
         scalars["metadata"] = json.loads(scalars["metadata"]) or None
         made.append(Node(node_id=node_id, vector=vector, **scalars))
+    return made
+
+
+def checked(rows: Any) -> list[Node]:
+    """Nodes from an arrow table or batch that somebody else made. Raises ``ValueError`` for what is no node."""
+    made = nodes(rows.select(COLUMNS))
+    for node in made:
+        for name, kind in _SCALARS.items():
+            if name != "metadata" and not isinstance(getattr(node, name), kind):
+                raise ValueError(f"{name} of node {node.node_id!r} is {getattr(node, name)!r}")
+        if not isinstance(node.node_id, str) or node.kind not in get_args(Kind):
+            raise ValueError(f"node {node.node_id!r} of kind {node.kind!r}")
+        if not np.isfinite([node.created_at, node.expires_at, node.quality]).all():
+            raise ValueError(f"a time or the quality of node {node.node_id!r} is no number")
+        if node.metadata is not None and not (
+            isinstance(node.metadata, dict) and all(isinstance(value, str) for value in node.metadata.values())
+        ):
+            raise ValueError(f"metadata of node {node.node_id!r} is {node.metadata!r}")
     return made
 
 

@@ -16,7 +16,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from pydantic import Field
 
 from operators.base import Knobs
@@ -26,7 +25,7 @@ from operators.stores.domains import Domains
 from operators.stores.edges import EdgeMaker
 from operators.stores.ports import Edge, GraphStore, Node, SearchRequest, Subgraph, VectorStore
 from operators.stores.remembering import RememberingConfig
-from operators.stores.snapshot import KEEP, Snapshot, SnapshotReader, publish
+from operators.stores.snapshot import KEEP, NOTHING, Snapshot, SnapshotReader, publish
 from operators.stores.tenants import check_tenant
 
 
@@ -51,7 +50,7 @@ class Tenant:
     took: float = 0.0
 
 
-SHARE = 0.05
+SHARE = 0.2
 """Publishing takes at most this share of the time: a large tenant's snapshots come less often."""
 
 
@@ -71,8 +70,9 @@ class Memory:
         """How answers without a domain get one."""
         remembering: RememberingConfig = RememberingConfig()
         """When an answer is one that is remembered already."""
-        optimize_every_s: float = Field(600.0, gt=0)
-        """Seconds between two rounds of folding new rows into the vector store's indexes and tidying its files."""
+        purge_after_s: float = Field(86_400.0, ge=0)
+        """Seconds after which maintenance leaves nothing of a removed node in the vector store's files, which means
+        writing them anew. A removal may ask for it at once."""
         publish_every_s: float = Field(1.0, ge=0)
         """After a publication the next one waits so long, in seconds; additions meanwhile wait for ``publish_due``."""
 
@@ -102,12 +102,17 @@ class Memory:
         except BaseException:
             self.vectors.close()
             raise
+        try:
+            portable.resume(self)
+            removal.resume(self)
+            for tenant in self.vectors.tenants():
+                if self.stale(tenant):
+                    self.publish(tenant)
+        except BaseException:
+            self.graph.close()
+            self.vectors.close()
+            raise
         self._opened = True
-        portable.resume(self)
-        removal.resume(self)
-        for tenant in self.vectors.tenants():
-            if self.stale(tenant):
-                self.publish(tenant)
 
     def close(self) -> None:
         """Publish what is not published yet and close the stores; safe to call twice."""
@@ -139,7 +144,7 @@ class Memory:
         """The nodes within ``hops`` of ``node_ids`` and the edges among them, from the newest snapshot."""
         snapshot: Snapshot | None = self.reader(tenant).current()
         if snapshot is None:
-            return _NOTHING
+            return NOTHING
         return snapshot.expand(node_ids, hops=hops, max_nodes=max_nodes, max_edges=max_edges, decay=decay)
 
     def stale(self, tenant: str) -> bool:
@@ -167,7 +172,7 @@ class Memory:
             todo = [node for node in {node.node_id: node for node in nodes}.values() if node.node_id not in done]
             before = after = self.graph.count(tenant)
             if todo or edges:
-                state.dirty_since = self._monotonic() if state.dirty_since is None else state.dirty_since
+                self.touch(tenant)
                 # 1
                 self.vectors.upsert(tenant, [node for node in todo if node.node_id not in stored])
                 self.at("vectors")
@@ -195,14 +200,17 @@ class Memory:
     @contextmanager
     def writing(self, tenant: str) -> Iterator[Tenant]:
         """What is kept of the tenant, and nobody else writes to it meanwhile."""
-        state = self._state(tenant)
-        with state.lock:
-            yield state
+        while True:
+            state = self._state(tenant)
+            with state.lock:
+                if self._tenants.get(tenant) is state:  # else it was forgotten while we waited
+                    yield state
+                    return
 
     def link(self, tenant: str, edges: Sequence[Edge]) -> None:
         """Write edges between nodes that are there; others are left out."""
-        with self.writing(tenant) as state:
-            state.dirty_since = self._monotonic() if state.dirty_since is None else state.dirty_since
+        with self.writing(tenant):
+            self.touch(tenant)
             self.graph.upsert(tenant, [], [], self._joinable(tenant, [], edges), 0.0)
 
     def join(self, tenant: str, nodes: Sequence[Node]) -> None:
@@ -221,6 +229,11 @@ class Memory:
             state.dirty_since, state.published_at = None, self._monotonic()
             state.took = state.published_at - began
             return version
+
+    def touch(self, tenant: str) -> None:
+        """Something changed that the next snapshot has to show."""
+        with self.writing(tenant) as state:
+            state.dirty_since = self._monotonic() if state.dirty_since is None else state.dirty_since
 
     def forget(self, tenant: str) -> None:
         """Drop what is kept of the tenant in this process; it is made anew from the stores when it is needed."""
@@ -263,22 +276,4 @@ class Memory:
 
     def _stamp(self, tenant: str) -> dict[str, Any]:
         nodes, edges = self.graph.count(tenant)
-        return {"vectors": self.vectors.count(tenant), "nodes": nodes, "edges": edges}
-
-
-_NOTHING = Subgraph(
-    node_ids=(),
-    kinds=(),
-    texts=(),
-    sources=(),
-    vectors=np.zeros((0, 0), np.float32),
-    tokens=np.zeros(0, np.int32),
-    hop=np.zeros(0, np.int32),
-    seeds=0,
-    edge_from=np.zeros(0, np.int32),
-    edge_to=np.zeros(0, np.int32),
-    edge_relation=np.zeros(0, np.int8),
-    edge_weight=np.zeros(0, np.float32),
-    snapshot=0,
-    truncated=False,
-)
+        return {"version": self.vectors.version(tenant), "nodes": nodes, "edges": edges}

@@ -1,7 +1,7 @@
 """A tenant's memory as files that anything can read, and back: for moving, for backups, for going back in time.
 
     nodes.parquet  the rows of the vector store    edges.parquet  from, to, relation, weight, created_at
-    gone.parquet   ids that must not come back     manifest.json  counts, encoder, dimension, SHA-256 of the others
+    gone.parquet   ids that were removed, and when manifest.json  counts, encoder, dimension, SHA-256 of the others
 
 Exporting: 1 write everything under a temporary name, 2 fsync, 3 rename. A directory with a manifest is whole.
 Replacing a memory: 1 a note where from, 2 vectors, 3 graph, 4 snapshot, 5 the note goes; a crash does 2 to 5 again.
@@ -23,7 +23,8 @@ from operators.ids import uuid7
 from operators.records import RELATIONS, decode, encode, record
 from operators.stores import lance_rows
 from operators.stores.ports import Edge, Node
-from operators.stores.tenants import check_tenant
+from operators.stores.snapshot import sync
+from operators.stores.tenants import check_nodes, check_tenant
 
 if TYPE_CHECKING:
     from operators.stores.memory import Memory
@@ -57,14 +58,14 @@ def export(memory: Memory, tenant: str, directory: Path, encoder: str) -> Manife
     import pyarrow.parquet as pq
 
     check_tenant("memory", tenant)
-    if directory.exists():
-        raise Reject("memory", f"{directory} exists", "name a new directory")
+    if not memory.vectors.count(tenant):
+        raise Reject("memory", f"nothing is stored for tenant {tenant!r}", "add documents first", 404)
     temporary = directory.with_name(f".{directory.name}.{uuid7()}")
     try:
+        if directory.exists():
+            raise Reject("memory", f"{directory} exists", "name a new directory")
         temporary.mkdir(parents=True, mode=0o700)
         with memory.writing(tenant):
-            if not memory.vectors.count(tenant):
-                raise Reject("memory", f"nothing is stored for tenant {tenant!r}", "add documents first", 404)
             # 1
             nodes, dim = 0, memory.vectors.dim
             with pq.ParquetWriter(temporary / "nodes.parquet", lance_rows.schema(dim)) as writer:
@@ -76,8 +77,9 @@ def export(memory: Memory, tenant: str, directory: Path, encoder: str) -> Manife
             columns = {field.name: [getattr(edge, field.name) for edge in edges] for field in dataclasses.fields(Edge)}
             types = dict.fromkeys(columns, pa.string()) | {"weight": pa.float64(), "created_at": pa.float64()}
             pq.write_table(pa.table(columns, schema=pa.schema(list(types.items()))), temporary / "edges.parquet")
-            gone = memory.graph.all_gone(tenant)
-            pq.write_table(pa.table({"id": pa.array(gone, pa.string())}), temporary / "gone.parquet")
+            gone = memory.graph.gone(tenant, memory.graph.all_gone(tenant))
+            columns = {"id": pa.array(gone.keys(), pa.string()), "at": pa.array(gone.values(), pa.float64())}
+            pq.write_table(pa.table(columns), temporary / "gone.parquet")
         manifest = Manifest(
             format=FORMAT,
             tenant=tenant,
@@ -92,10 +94,10 @@ def export(memory: Memory, tenant: str, directory: Path, encoder: str) -> Manife
         (temporary / "manifest.json").write_bytes(encode(manifest))
         # 2
         for path in (*temporary.iterdir(), temporary):
-            _sync(path)
+            sync(path)
         # 3
         os.rename(temporary, directory)
-        _sync(directory.parent)
+        sync(directory.parent)
         return manifest
     except OSError as e:
         raise Stop(
@@ -109,7 +111,7 @@ def load_manifest(memory: Memory, directory: Path, encoder: str) -> Manifest:
     """The checked manifest of an export. Raises ``Reject`` when it is damaged or doesn't fit this memory."""
     try:
         manifest = decode(Manifest, (directory / "manifest.json").read_bytes())
-    except FileNotFoundError:
+    except OSError:
         raise Reject("memory", f"no export in {directory}", "name a directory that an export made", 404) from None
     except ValueError as e:
         raise Reject("memory", f"{directory}/manifest.json is damaged", "use another export") from e
@@ -118,9 +120,17 @@ def load_manifest(memory: Memory, directory: Path, encoder: str) -> Manifest:
     if (manifest.encoder, manifest.dim) != (encoder, memory.vectors.dim):
         got = f"vectors of {manifest.encoder} ({manifest.dim}), this memory has {encoder} ({memory.vectors.dim})"
         raise Reject("memory", got, "import into a service with that encoder, or ingest the documents anew")
-    for name, wanted in manifest.sha256.items():
-        if name not in FILES or _digest(directory / name) != wanted:
+    for name in FILES:
+        if manifest.sha256.get(name) != _digest(directory / name):
             raise Reject("memory", f"{directory / name} is damaged: its SHA-256 differs", "use another export")
+    try:  # all of it is read before anything is replaced by it
+        ids = {n.node_id for batch in _nodes(directory) for n in check_nodes("memory", batch, manifest.dim)}
+        ends = {end for edge in _edges(directory) for end in (edge.source_id, edge.target_id)}
+        _gone(directory)
+    except (ValueError, KeyError, TypeError, AttributeError) as e:
+        raise Reject("memory", f"{directory} holds what is no memory: {e}", "use another export") from e
+    if lost := sorted(ends - ids):
+        raise Reject("memory", f"{directory} has edges to {lost[0]!r}, which is not there", "use another export")
     return manifest
 
 
@@ -146,9 +156,9 @@ def replace_all(memory: Memory, tenant: str, directory: Path, encoder: str) -> M
     note.parent.mkdir(parents=True, exist_ok=True)
     temporary = note.with_suffix(".new")
     temporary.write_text(json.dumps({"tenant": tenant, "directory": str(directory.resolve())}))
-    _sync(temporary)
+    sync(temporary)
     os.replace(temporary, note)
-    _sync(note.parent)
+    sync(note.parent)
     memory.at("replace noted")
     _replace(memory, tenant, directory)
     return manifest
@@ -156,6 +166,8 @@ def replace_all(memory: Memory, tenant: str, directory: Path, encoder: str) -> M
 
 def resume(memory: Memory) -> None:
     """Finish what a crash interrupted. Raises ``Stop`` if the export it came from is no longer there."""
+    for half in (memory.directory.parent / "backups").glob("*/.*"):
+        shutil.rmtree(half)
     for note in sorted(_notes(memory).glob("*.json")):
         wanted: dict[str, str] = json.loads(note.read_text())
         if not (Path(wanted["directory"]) / "manifest.json").exists():
@@ -184,7 +196,7 @@ def _nodes(directory: Path) -> Iterator[Sequence[Node]]:
     import pyarrow.parquet as pq
 
     for batch in pq.ParquetFile(directory / "nodes.parquet").iter_batches(SLICE):
-        yield lance_rows.nodes(batch)
+        yield lance_rows.checked(batch)
 
 
 def _edges(directory: Path) -> list[Edge]:
@@ -197,11 +209,11 @@ def _edges(directory: Path) -> list[Edge]:
     return [Edge(**row) for row in rows]
 
 
-def _gone(directory: Path) -> list[str]:
+def _gone(directory: Path) -> dict[str, float]:
     import pyarrow.parquet as pq
 
-    ids: list[str] = pq.read_table(directory / "gone.parquet")["id"].to_pylist()
-    return ids
+    rows = pq.read_table(directory / "gone.parquet")
+    return dict(zip(rows["id"].to_pylist(), rows["at"].to_pylist(), strict=True))
 
 
 def _notes(memory: Memory) -> Path:
@@ -209,13 +221,8 @@ def _notes(memory: Memory) -> Path:
 
 
 def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        return ""

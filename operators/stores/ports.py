@@ -7,9 +7,9 @@ one door. A tenant is always an explicit argument and comes from the authenticat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Literal, Protocol
+from typing import Protocol
 
-from operators.records import F32, I8, I32, Filter, Hits, Kind, Relation, record
+from operators.records import F32, I8, I32, Filter, Hits, Kind, Mode, Relation, record
 
 
 @record
@@ -49,6 +49,16 @@ class Edge:
 
 
 @record
+class Prior:
+    """What a hybrid search thinks of nodes before it reads them (``fusion`` has the formula): weights in [0, 1] for
+    being new and for ``Node.quality``, and the age in seconds at which newness has halved."""
+
+    recency: float = 0.0
+    half_life_s: float = 2_592_000.0
+    quality: float = 0.0
+
+
+@record
 class SearchRequest:
     """One search: ``vector`` float32[dim], L2-normalised; ``k`` hits at most."""
 
@@ -56,8 +66,9 @@ class SearchRequest:
     text: str
     vector: F32
     k: int
-    mode: Literal["hybrid", "vector", "text"] = "hybrid"
+    mode: Mode = "hybrid"
     filter: Filter = Filter()
+    prior: Prior = Prior()
 
 
 @record
@@ -85,7 +96,9 @@ class Subgraph:
 
 
 class VectorStore(Protocol):
-    """Durable nodes with vector and full-text search. Any thread may call it."""
+    """Durable nodes with vector and full-text search. Any thread may call it. ``dim``: length of the vectors."""
+
+    dim: int
 
     def open(self) -> None:
         """Open or create. Raises ``Stop`` when the directory can't be used."""
@@ -118,9 +131,12 @@ class VectorStore(Protocol):
     def count(self, tenant: str) -> int:
         """Number of nodes."""
 
+    def version(self, tenant: str) -> int:
+        """A number that rises with every write; 0 if there never was one."""
+
     def optimize(self, tenant: str, *, purge: bool = False) -> None:
-        """Fold recent writes into the indexes and compact; off the hot path. ``purge`` removes every old version
-        at once."""
+        """Fold recent writes into the indexes and compact; off the hot path. ``purge`` leaves nothing of removed
+        nodes in any file."""
 
     def replace(self, tenant: str, nodes: Iterable[Sequence[Node]]) -> int:
         """Make ``nodes`` (in batches) all that the tenant has, in one step; returns how many."""
@@ -147,13 +163,21 @@ class GraphStore(Protocol):
         """Remove nodes and their edges in one transaction; returns how many of each. With ``gone_at`` (Unix seconds)
         the ids are remembered as ``gone``, whether they were there or not."""
 
-    def gone(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
-        """Which of ``node_ids`` were removed for good and must not come back by themselves."""
+    def gone(self, tenant: str, node_ids: Sequence[str]) -> dict[str, float]:
+        """Which of ``node_ids`` were removed for good and must not come back by themselves, and when (Unix seconds)."""
+
+    def all_gone(self, tenant: str) -> list[str]:
+        """Every id that was removed for good, sorted."""
 
     def replace(
-        self, tenant: str, nodes: Sequence[tuple[str, Kind, float]], edges: Sequence[Edge], *, gone: Sequence[str] = ()
+        self,
+        tenant: str,
+        nodes: Sequence[tuple[str, Kind, float]],
+        edges: Sequence[Edge],
+        gone: Mapping[str, float] | None = None,
     ) -> None:
-        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` all that the tenant has, in one transaction."""
+        """Make ``nodes`` (id, kind, created_at), ``edges`` and ``gone`` (id → when) all that the tenant has, in one
+        transaction."""
 
     def node_ids(self, tenant: str) -> set[str]:
         """Every node's id."""

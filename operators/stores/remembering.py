@@ -2,7 +2,7 @@
 
 For every item, in order:
 
-    1 gone?       removed for good: it stays away
+    1 gone?       removed for good: it stays away, unless its user vouched for it afterwards
     2 there?      written before, perhaps by half before a crash: written again, which changes nothing
     3 duplicate?  a remembered answer with the same figures, a cosine of at least ``min_similarity`` and a Jaccard
                   similarity (MinHash of three-word shingles) of at least ``min_jaccard``: that one is strengthened
@@ -56,11 +56,13 @@ class RememberingConfig(Knobs):
 class Memo:
     """An answer to remember: its node, the nodes it cites, and the event it came with.
 
-    ``partition`` names a topic's partition, ``offset`` the event's place there.
+    ``rated_at`` is when its verdict was given, in Unix seconds. ``partition`` names a topic's partition, ``offset`` the
+    event's place there.
     """
 
     node: Node
     cites: tuple[str, ...] = ()
+    rated_at: float
     partition: str
     offset: int
 
@@ -87,7 +89,7 @@ def remember(memory: Memory, tenant: str, memos: Sequence[Memo]) -> list[Remembe
         gone, stored = memory.graph.gone(tenant, ids), memory.vectors.get(tenant, ids)
         for memo in memos:
             node_id = memo.node.node_id
-            if node_id in gone:  # 1
+            if node_id in gone and not (_by_user(memo) and memo.rated_at > gone[node_id]):  # 1
                 results.append(Remembered(node_id=node_id, outcome="gone"))
                 continue
             known = fresh.get(node_id) or stored.get(node_id)
@@ -118,6 +120,7 @@ def remember(memory: Memory, tenant: str, memos: Sequence[Memo]) -> list[Remembe
         changed = [node for node_id, node in fresh.items() if node_id in held and node is not held[node_id]]
         if changed:
             memory.vectors.upsert(tenant, changed)
+            memory.touch(tenant)
             memory.at("strengthened")
         if new:
             memory.add(tenant, [fresh[node_id] for node_id in new], _cites(memory, tenant, list(new.values())))
@@ -180,11 +183,26 @@ def _strengthened(node: Node, memo: Memo) -> Node:
 
 
 def _rated(node: Node, memo: Memo) -> Node:
-    """``node``, of the same interaction, with a later verdict: a user's stands against a model's."""
+    """``node``, of the same interaction, with a later verdict: a user's stands against a model's, and may correct."""
     metadata, judge = _applied(node, memo), (memo.node.metadata or {}).get(JUDGE, "")
     if metadata is None or (metadata.get(JUDGE) == USER and judge != USER):
         return node
-    return dataclasses.replace(node, quality=memo.node.quality, metadata={**metadata, JUDGE: judge})
+    metadata, new = {**metadata, JUDGE: judge}, memo.node
+    if judge != USER:
+        return dataclasses.replace(node, quality=new.quality, metadata=metadata)
+    return dataclasses.replace(
+        node,
+        text=new.text,
+        vector=new.vector,
+        tokens=new.tokens,
+        model=new.model,
+        quality=new.quality,
+        metadata=metadata,
+    )
+
+
+def _by_user(memo: Memo) -> bool:
+    return (memo.node.metadata or {}).get(JUDGE) == USER
 
 
 def _with_domain(node: Node, domains: Domains) -> Node:

@@ -7,13 +7,14 @@
     5 receipt   the intent becomes the receipt: what was removed where
 
 ``resume`` does 2 to 5 again for every intent that it finds; each may be done twice. What a removal does not reach: old
-versions of the vector store's files until it is optimized (``purge`` does it at once), and the event log, whose events
-are immutable and go with its retention.
+versions of the vector store's files until ``purge_due`` (``purge`` does it at once), backups, and the event log, whose
+events are immutable and go with its retention.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -31,7 +32,7 @@ if TYPE_CHECKING:  # the memory uses this module
 class Receipt:
     """What a removal did. ``node_ids`` were asked for; the counts say what was there. Times are Unix seconds.
 
-    ``purged``: the old versions of the vector store's files are gone too.
+    ``purged``: nothing of it is left in the vector store's files either; in an intent, that this was asked for.
     """
 
     receipt_id: str
@@ -51,9 +52,9 @@ class Receipt:
 def remove(memory: Memory, tenant: str, node_ids: list[str], reason: str, *, purge: bool = False) -> Receipt:
     """Remove nodes of a tenant; durable when it returns. Unknown ids are no error: the receipt has the counts."""
     check_tenant("memory", tenant)
-    intent = _intent(memory, tenant, node_ids, reason)
+    intent = _intent(memory, tenant, node_ids, reason, purge=purge)
     with memory.writing(tenant):
-        return _carry_out(memory, intent, purge)
+        return _carry_out(memory, intent)
 
 
 def drop(memory: Memory, tenant: str, reason: str) -> Receipt:
@@ -61,13 +62,25 @@ def drop(memory: Memory, tenant: str, reason: str) -> Receipt:
     check_tenant("memory", tenant)
     with memory.writing(tenant):
         ids = sorted(memory.graph.node_ids(tenant) | {i for _, i in memory.vectors.listed(tenant, Filter())})
-        return _carry_out(memory, _intent(memory, tenant, ids, reason, whole_tenant=True), True)
+        return _carry_out(memory, _intent(memory, tenant, ids, reason, purge=True, whole_tenant=True))
 
 
 def resume(memory: Memory) -> list[Receipt]:
     """Finish what a crash interrupted."""
     intents = [decode(Receipt, path.read_bytes()) for path in sorted(_folder(memory, "removing").glob("*.json"))]
-    return [_carry_out(memory, intent, False) for intent in intents]
+    return [_carry_out(memory, intent) for intent in intents]
+
+
+def purge_due(memory: Memory, tenant: str) -> bool:
+    """Leave nothing of removed nodes in the files, if one of them is due for that; returns whether it was done."""
+    waiting = [one for one in receipts(memory, tenant) if not one.purged]
+    if not any(memory.clock() - one.done_at >= memory.config.purge_after_s for one in waiting):
+        return False
+    with memory.writing(tenant):
+        memory.optimize(tenant, purge=True)
+    for one in waiting:
+        _write(_folder(memory, "removed") / f"{one.receipt_id}.json", encode(dataclasses.replace(one, purged=True)))
+    return True
 
 
 def receipts(memory: Memory, tenant: str) -> list[Receipt]:
@@ -76,7 +89,9 @@ def receipts(memory: Memory, tenant: str) -> list[Receipt]:
     return [receipt for receipt in read if receipt.tenant == tenant][::-1]
 
 
-def _intent(memory: Memory, tenant: str, node_ids: list[str], reason: str, *, whole_tenant: bool = False) -> Receipt:
+def _intent(
+    memory: Memory, tenant: str, node_ids: list[str], reason: str, *, purge: bool, whole_tenant: bool = False
+) -> Receipt:
     # 1
     intent = Receipt(
         receipt_id=str(uuid7()),
@@ -85,15 +100,15 @@ def _intent(memory: Memory, tenant: str, node_ids: list[str], reason: str, *, wh
         asked_at=memory.clock(),
         node_ids=tuple(dict.fromkeys(node_ids)),
         whole_tenant=whole_tenant,
+        purged=purge,
     )
     _write(_folder(memory, "removing") / f"{intent.receipt_id}.json", encode(intent))
     memory.at("intent")
     return intent
 
 
-def _carry_out(memory: Memory, intent: Receipt, purge: bool) -> Receipt:
+def _carry_out(memory: Memory, intent: Receipt) -> Receipt:
     tenant, ids = intent.tenant, list(intent.node_ids)
-    purge = purge or intent.whole_tenant
     with memory.writing(tenant) as state:
         known = list(memory.vectors.get(tenant, ids).values()) if ids else []
         # 2
@@ -110,7 +125,7 @@ def _carry_out(memory: Memory, intent: Receipt, purge: bool) -> Receipt:
         state.maker.forget(known)
         state.domains.learn(known, -1)
         snapshot = memory.publish(tenant, keep=1)
-        if purge and not intent.whole_tenant:
+        if intent.purged and not intent.whole_tenant:
             memory.optimize(tenant, purge=True)
         if intent.whole_tenant:
             memory.forget(tenant)
@@ -127,7 +142,7 @@ def _carry_out(memory: Memory, intent: Receipt, purge: bool) -> Receipt:
         graph_nodes=nodes,
         graph_edges=edges,
         snapshot=snapshot,
-        purged=purge,
+        purged=intent.purged,
         done_at=memory.clock(),
     )
     _write(_folder(memory, "removed") / f"{receipt.receipt_id}.json", encode(receipt))

@@ -11,6 +11,7 @@ negative, k1 = 1.2 and b = 0.75: the same formula, constants and tokenizer as La
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import threading
 from array import array
@@ -43,8 +44,11 @@ Word = tuple[npt.NDArray[np.int32], F32, np.float32]
 class Scores:
     """All n rows and what a query says of them. Only rows that ``passes`` (bool[n]) may be hits; the others score 0.
 
-    ``cosine`` float32[n] is the row's own, ``near`` and ``passage`` (BM25) those of the row and its neighbours.
-    ``named`` bool[n]: the query names who says it (``speaker``). ``words`` and ``damp`` are what ``bm25`` needs.
+    ``cosine`` float32[n] is the row's own, ``near`` and ``passage`` (BM25) those of the row and its neighbours;
+    ``most`` is the ``passage`` that a row with all words of the query would come near, words held nowhere included.
+    ``says`` float32[n] in [0, 1): how long the row is beside itself and its neighbours; ½ for one as long as they.
+    ``named`` bool[n]: the query names who says it (``speaker``). ``created`` float64[n] (Unix seconds) and ``quality``
+    float32[n] are the nodes'. ``words`` and ``damp`` are what ``bm25`` needs.
     """
 
     nodes: list[Node]
@@ -52,7 +56,11 @@ class Scores:
     cosine: F32
     near: F32
     passage: F32
+    most: float
+    says: F32
     named: npt.NDArray[np.bool_]
+    created: npt.NDArray[np.float64]
+    quality: F32
     words: list[Word]
     damp: F32
 
@@ -91,7 +99,7 @@ class Resident:
         self._norm, self._length = np.zeros(0, np.float32), np.zeros(0, np.float32)
         self._created, self._expires = np.zeros(0), np.zeros(0)
         self._kind, self._domain, self._source, self._session, self._user = (np.zeros(0, np.int32) for _ in range(5))
-        self._live = np.zeros(0, np.bool_)
+        self._quality, self._live = np.zeros(0, np.float32), np.zeros(0, np.bool_)
         self._strands = Strands()
 
     def __len__(self) -> int:
@@ -138,6 +146,7 @@ class Resident:
             present = live & ((self._expires[:n] == 0) | (self._expires[:n] > now))
             passes = present & self._passes(where, n)
             layout = self._strands.layout(n) if passages else None
+            created, quality = self._created[:n], self._quality[:n]
             named = np.zeros(n, np.bool_)
             for term in terms:
                 named[self._said_by.get(term, _NOBODY)] = True
@@ -149,13 +158,15 @@ class Resident:
         cosine: F32 = np.zeros(n, np.float32)
         scale = norm * np.float32(np.linalg.norm(vector))
         np.divide(vectors @ vector, scale, out=cosine, where=present & (scale > 0))
-        words = _weigh(postings, live)
-        near, passage = cosine, np.zeros(n, np.float32)
+        words, most = _weigh(postings, live)
+        near, passage, says = cosine, np.zeros(n, np.float32), np.full(n, 0.5, np.float32)
         if layout is not None:
-            near, passage = _passages(words, cosine, length, present, layout)
+            near, passage, says = _passages(words, cosine, length, present, layout)
             passage *= passes
         damp = _damp(length, live, K1)
-        return Scores(nodes, passes, cosine * passes, near * passes, passage, named & passes, words, damp)
+        cosine, near, named = cosine * passes, near * passes, named & passes
+        most *= PASSAGE_K1 + 1
+        return Scores(nodes, passes, cosine, near, passage, most, says, named, created, quality, words, damp)
 
     def _passes(self, where: Filter, n: int) -> npt.NDArray[np.bool_]:
         passes = np.ones(n, np.bool_)
@@ -188,7 +199,7 @@ class Resident:
         self._vectors[row] = node.vector
         self._norm[row] = np.linalg.norm(node.vector)
         self._length[row] = terms.total()
-        self._created[row], self._expires[row] = node.created_at, node.expires_at
+        self._created[row], self._expires[row], self._quality[row] = node.created_at, node.expires_at, node.quality
         for column in _FILTERED:
             key = (column, getattr(node, column))
             getattr(self, f"_{column}")[row] = self._codes.setdefault(key, len(self._codes))
@@ -203,7 +214,8 @@ class Resident:
 
     def _grow(self, size: int) -> None:
         """Room for ``size`` rows. New arrays, so a search under way keeps its own."""
-        for name in ("_vectors", "_norm", "_length", "_created", "_expires", "_live", *(f"_{c}" for c in _FILTERED)):
+        scalars = ("_vectors", "_norm", "_length", "_created", "_expires", "_quality", "_live")
+        for name in (*scalars, *(f"_{column}" for column in _FILTERED)):
             old = getattr(self, name)
             new = np.zeros((size, *old.shape[1:]), old.dtype)
             new[: len(old)] = old
@@ -231,21 +243,23 @@ def speaker(text: str) -> str:
 
 def _weigh(
     postings: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]], live: npt.NDArray[np.bool_]
-) -> list[Word]:
-    """The words that occur, with Lucene's idf; dead rows not counted."""
-    n, words = int(live.sum()), []
+) -> tuple[list[Word], float]:
+    """The words that occur, with Lucene's idf, and the sum of all words' idf; dead rows not counted."""
+    n, words, total = int(live.sum()), [], 0.0
     for rows, often, count in postings:
         alive = live[rows]
         rows, tf = rows[alive], often[alive].astype(np.float32)
+        idf = count * math.log(1 + (n - len(rows) + 0.5) / (len(rows) + 0.5))
+        total += idf
         if len(rows):
-            words.append((rows, tf, np.float32(count * np.log(1 + (n - len(rows) + 0.5) / (len(rows) + 0.5)))))
-    return words
+            words.append((rows, tf, np.float32(idf)))
+    return words, total
 
 
 def _passages(
     words: Sequence[Word], cosine: F32, length: F32, present: npt.NDArray[np.bool_], layout: Layout
-) -> tuple[F32, F32]:
-    """Mean cosine and BM25 of each row together with its neighbours: two float32[n]."""
+) -> tuple[F32, F32, F32]:
+    """Mean cosine and BM25 of each row together with its neighbours, and ``says`` of ``Scores``: three float32[n]."""
     here = layout.spread(present.astype(np.float32))
     weight = layout.around(here)
     near = np.asarray(layout.around(layout.spread(cosine)) / np.maximum(weight, 1), np.float32)
@@ -260,7 +274,9 @@ def _passages(
         often = layout.around(often)
         often /= often + damp
         scores += np.array([idf for _, _, idf in block], np.float32) @ often * np.float32(PASSAGE_K1 + 1)
-    return near.take(layout.place), scores.take(layout.place)
+    usual = (lengths / np.maximum(weight, 1)).take(layout.place)
+    says = np.asarray(length / np.maximum(length + usual, 1), np.float32)
+    return near.take(layout.place), scores.take(layout.place), says
 
 
 def _damp(length: F32, counted: npt.NDArray[np.bool_], k1: float) -> F32:

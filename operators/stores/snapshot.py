@@ -37,6 +37,24 @@ KINDS: tuple[Kind, ...] = get_args(Kind)
 _ARRAYS = ("indptr", "indices", "relation", "weight", "forward", "vectors", "tokens", "kind", "key", "key_row")
 _TEXTS = ("ids", "texts", "sources")
 
+NOTHING = Subgraph(
+    node_ids=(),
+    kinds=(),
+    texts=(),
+    sources=(),
+    vectors=np.zeros((0, 0), np.float32),
+    tokens=np.zeros(0, np.int32),
+    hop=np.zeros(0, np.int32),
+    seeds=0,
+    edge_from=np.zeros(0, np.int32),
+    edge_to=np.zeros(0, np.int32),
+    edge_relation=np.zeros(0, np.int8),
+    edge_weight=np.zeros(0, np.float32),
+    snapshot=0,
+    truncated=False,
+)
+"""What lies around nodes that nobody knows."""
+
 
 def publish(
     directory: Path,
@@ -58,6 +76,8 @@ def publish(
     try:
         directory.mkdir(parents=True, exist_ok=True)
         version = 1 + max((_version(path) for path in directory.glob("snapshot-*")), default=0)
+        for left in directory.glob("writing-*"):  # by a process that was killed: nobody else publishes here
+            shutil.rmtree(left, ignore_errors=True)
         temporary = directory / f"writing-{os.getpid()}-{version}"
         try:
             temporary.mkdir()
@@ -66,12 +86,12 @@ def publish(
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
-        _sync(directory)
+        sync(directory)
         marker = directory / "CURRENT.new"
         marker.write_text(f"snapshot-{version}")
-        _sync(marker)
+        sync(marker)
         os.replace(marker, directory / "CURRENT")
-        _sync(directory)
+        sync(directory)
     except OSError as e:
         remedy = "free some space" if e.errno in (errno.ENOSPC, errno.EDQUOT) else "make the directory writable"
         raise Stop("snapshot", f"can't publish under {directory}: {e}", remedy) from e
@@ -118,8 +138,8 @@ def _write(
         np.save(directory / f"{name}.npy", array, allow_pickle=False)
     (directory / "manifest.json").write_text(json.dumps({**manifest, "edges": len(inside)}, sort_keys=True))
     for path in directory.iterdir():
-        _sync(path)
-    _sync(directory)
+        sync(path)
+    sync(directory)
 
 
 class Snapshot:
@@ -231,7 +251,8 @@ def _version(path: Path) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """What was written to a file, or which names a directory has, is durable when this returns."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

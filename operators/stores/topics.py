@@ -12,6 +12,7 @@ RESPONSES = "ruvllm.responses.v1"
 INTERACTIONS = "ruvllm.interactions.v1"
 FEEDBACK = "ruvllm.feedback.v1"
 JUDGEMENTS = "ruvllm.judgements.v1"
+WRITEBACKS = "ruvllm.writebacks.v1"
 ROUTER_UPDATES = "ruvllm.router-updates.v1"
 
 TOPICS: dict[str, int] = {
@@ -20,6 +21,7 @@ TOPICS: dict[str, int] = {
     INTERACTIONS: 4,
     FEEDBACK: 4,
     JUDGEMENTS: 4,
+    WRITEBACKS: 4,
     ROUTER_UPDATES: 1,
 }
 """Topic → usual number of partitions. Another number moves keys to other partitions: that needs a new topic version."""

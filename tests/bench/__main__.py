@@ -1,6 +1,7 @@
 """All benchmarks, one after another: ``make bench``. Prints their tables and keeps what they print in ``build/bench``.
 
-Refuses a machine that is busy with something else: its figures would be noise. ``--anyway`` runs and marks them.
+Refuses a machine that is busy with something else: its figures would be noise. ``--anyway`` runs and marks them. Other
+options (``--sizes=…``) go to the benchmarks that are named.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ QUIET = 0.15
 def main() -> None:
     """Run the benchmarks named on the command line, or all of them."""
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
+    options = [word for word in sys.argv[1:] if word.startswith("--") and word != "--anyway"] if wanted else []
     busy = psutil.cpu_percent(interval=3.0) / 100
     if busy > QUIET and "--anyway" not in sys.argv:
         sys.exit(f"the processor is {busy:.0%} busy with other work; end it, or say --anyway to get marked figures")
@@ -37,7 +39,8 @@ def main() -> None:
         print(f"\n== {name} ({machine}; {busy:.0%} busy at the start{mark})", flush=True)
         env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         began = time.monotonic()
-        done = subprocess.run([sys.executable, str(script)], cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
+        command = [sys.executable, str(script), *options]
+        done = subprocess.run(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
         print(done.stdout, flush=True)
         print(f"({time.monotonic() - began:.0f} s)")
         (OUT / f"{name}.txt").write_text(f"{machine}{mark}\n{done.stdout}")

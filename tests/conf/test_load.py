@@ -234,7 +234,7 @@ def test_unknown_variables_are_refused_and_reserved_ones_are_not(toy: Toys) -> N
     error = stopped(lambda: toy(env={"RUVLLM_SERCH__K": "3"}))
     assert error.got == "unknown variable RUVLLM_SERCH__K"
     assert error.remedy.startswith("did you mean RUVLLM_SEARCH__K? ")
-    assert "RUVLLM_PROFILE, RUVLLM_CONFIG, RUVLLM_TEST_*" in error.remedy
+    assert "RUVLLM_PROFILE, RUVLLM_CONFIG, RUVLLM_ADMIN_KEY, RUVLLM_TEST_*" in error.remedy
     for name in ("RUVLLM_", "RUVLLM_SEARCH____K", "RUVLLM_SEARCH_K", "RUVLLM_PROFILES", "RUVLLM_TEST"):
         assert f"unknown variable {name}" == stopped(lambda: toy(env={name: "3"})).got  # noqa: B023
     assert (

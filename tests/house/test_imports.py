@@ -12,7 +12,11 @@ HEAVY = (
     *("phonenumbers", "stdnum"),
 )
 KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
-KNOWS_TORCH = {"operators.networks.fastgrnn_torch", "operators.engines.torch_encoder"}
+KNOWS_TORCH = {
+    "operators.networks.attention_torch",
+    "operators.networks.fastgrnn_torch",
+    "operators.engines.torch_encoder",
+}
 
 
 def modules():

@@ -79,7 +79,7 @@ async def trail(tmp_path_factory):
     await host.start()
     try:
         documents = [Document(**document) for document in DOCUMENTS]
-        for nodes in await host.nodes("default", documents):
+        for nodes in (await host.nodes("default", documents)).nodes:
             await host.add("default", nodes)
         load_ = Load(tiers=tuple(TierLoad(tier=tier.name) for tier in settings.tiers))
         step = await host.prepare((QUERY, SessionState.new(), load_))

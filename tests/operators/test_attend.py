@@ -27,8 +27,8 @@ TOPICS = (
 )
 
 
-def near(similarity, *, texts=None, hop=None, score=None, tokens=20, edges=(), degraded=()):
-    """A neighbourhood whose nodes have the given cosine with the query e₀; ids are n0, n1, …"""
+def near(similarity, *, texts=None, hop=None, score=None, tokens=20, edges=(), mode="hybrid", degraded=()):
+    """A neighbourhood whose nodes have the given cosine with the query e₀; ids are n0, n1, …; score is the cosine."""
     n = len(similarity)
     vectors = np.zeros((n, DIM), np.float32)
     if n:
@@ -36,7 +36,7 @@ def near(similarity, *, texts=None, hop=None, score=None, tokens=20, edges=(), d
         vectors[np.arange(n), 1 + np.arange(n) % (DIM - 1)] = np.sqrt(1 - np.square(similarity))
     hop = np.zeros(n, np.int32) if hop is None else np.array(hop, np.int32)
     if score is None:
-        score = [1 / (61 + i) if h == 0 else 0 for i, h in enumerate(hop)]
+        score = [max(s, 0) if h == 0 else 0 for s, h in zip(similarity, hop, strict=True)]
     columns = list(zip(*edges, strict=True)) or [(), (), (), ()]
     return Neighbourhood(
         node_ids=tuple(f"n{i}" for i in range(n)),
@@ -54,6 +54,7 @@ def near(similarity, *, texts=None, hop=None, score=None, tokens=20, edges=(), d
         edge_weight=np.array(columns[3], np.float32),
         snapshot=1,
         truncated=False,
+        mode=mode,
         degraded=degraded,
     )
 
@@ -116,29 +117,71 @@ async def test_a_clear_winner_stands_alone():
     assert 0.6 < context.passages[0].score <= 0.7
 
 
+async def test_a_passage_says_what_kind_of_node_it_is():
+    item = ask(dataclasses.replace(near([0.66, 0.64, 0.65]), kinds=("document", "interaction", "summary")))
+    assert [passage.kind for passage in (await attend(item)).passages] == ["document", "summary", "interaction"]
+
+
 async def test_near_ties_travel_together_best_first_up_to_the_cap():
     item = ask(near([0.60, 0.62, 0.66, 0.61, 0.64]))
-    assert ids(await attend(item, fusion=0)) == ["n2", "n4", "n1"]
-    assert ids(await attend(item, fusion=0, max_passages=8)) == ["n2", "n4", "n1", "n3", "n0"]
-    assert ids(await attend(item, fusion=0, max_passages=8, min_relative=0.96)) == ["n2", "n4"]
+    assert ids(await attend(item)) == ["n2", "n4", "n1"]
+    assert ids(await attend(item, max_passages=8)) == ["n2", "n4", "n1", "n3", "n0"]
+    assert ids(await attend(item, max_passages=8, min_relative=0.96)) == ["n2", "n4"]
 
 
-async def test_the_score_is_the_formula():
-    item = near([0.5, 0.6, 0.7, 0.7, -0.2], hop=[0, 0, 1, 2, 0], score=[0.04, 0.01, 0, 0, 0.02])
-    expected = [0.5, 0.6 * (1 - 0.5 * (1 - 0.25)), 0.7 * 0.8, 0.7 * 0.8**2, 0]
-    np.testing.assert_allclose(similarity_scores(item, 0.5, 0.8), expected, rtol=1e-6)
+def test_the_score_is_the_formula():
+    similar, next_turn = RELATIONS.index("similar"), RELATIONS.index("next_turn")
+    item = near(
+        [0.5, 0.9, 0.7, 0.6, 0.8, -0.4, 0.9],
+        hop=[0, 0, 1, 2, 2, 1, 1],
+        score=[0.8, 0.4, 0, 0, 0, 0, 0],
+        # n2 hangs on both hits, n3 and n4 on n2; n3–n4 lie level; n6's own edge was cut off.
+        edges=[
+            (2, 0, similar, 0.5),
+            (1, 2, similar, 0.9),
+            (2, 3, next_turn, 0.9),
+            (4, 2, similar, 0.5),
+            (3, 4, similar, 1.0),
+            (0, 5, next_turn, 1.0),
+        ],
+    )
+    carried = 0.5 * max(0.8 * 0.5, 0.4 * 0.9)
+    expected = [0.8, 0.4, 0.7 * carried, 0.6 * carried * 0.5 * 0.9, 0.8 * carried * 0.5 * 0.5, 0, 0]
+    np.testing.assert_allclose(similarity_scores(item, 0.5), expected, rtol=1e-6)
+    assert similarity_scores(near([0.5, 0.4]), 0.5) == pytest.approx([0.5, 0.4])
+
+
+async def test_hits_keep_the_order_of_the_search_whatever_their_cosine():
+    texts = ["Ben: In Lisbon.", "Ada: Where was the pottery class?", "Ben: I like pottery."]
+    item = ask(near([0.1, 0.7, 0.6], texts=texts, score=[0.7, 0.68, 0.2]), text="Where was Ben's pottery class?")
+    assert ids(await attend(item)) == ["n0", "n1"]
+    assert [passage.score for passage in (await attend(item)).passages] == pytest.approx([0.7, 0.68])
+
+
+async def test_a_neighbour_comes_in_by_a_good_hit_a_strong_edge_and_its_own_meaning():
+    cites = RELATIONS.index("cites")
+    for weight, cosine, taken in ((1.0, 0.9, True), (0.5, 0.9, False), (1.0, 0.5, False)):
+        item = near([0.5, cosine], hop=[0, 1], score=[0.8, 0], edges=[(0, 1, cites, weight)])
+        assert ids(await attend(ask(item), min_relative=0.7)) == (["n0", "n1"] if taken else ["n0"])
+    for score, cosine, taken in ((0.4, 0.3, ["n0", "n1"]), (0.4, 0.29, ["n0"]), (0.29, 0.9, [])):
+        item = near([0.5, cosine], hop=[0, 1], score=[score, 0], edges=[(0, 1, cites, 1.0)])
+        assert ids(await attend(ask(item), min_relative=0)) == taken, "a relevant hit must lead there"
 
 
 async def test_irrelevant_nodes_give_an_empty_context():
-    context = await attend(ask(near([0.1, 0.29, -0.3]), text="Tell me a joke about horses"))
-    assert (ids(context), context.tokens, context.ranking, context.summary) == ([], 0, "none", "")
+    for mode in ("hybrid", "vector"):
+        context = await attend(ask(near([0.1, 0.29, -0.3], mode=mode), text="Tell me a joke about horses"))
+        assert (ids(context), context.tokens, context.ranking, context.summary) == ([], 0, "none", "")
+    context = await attend(ask(near([0.9, 0.8], score=[0.29, 0.2])))
+    assert ids(context) == [], "after a hybrid search the fused score decides"
     context = await attend(ask(near([], degraded=("memory",))))
     assert (ids(context), context.ranking, context.degraded) == ([], "none", ("memory",))
 
 
-async def test_letters_give_a_hit_a_second_chance_but_no_neighbour():
+@pytest.mark.parametrize("mode", ["vector", "text"])
+async def test_letters_give_a_hit_a_second_chance_but_no_neighbour(mode):
     texts = ["When E4711 shows, replace the fuse.", "Nothing of the kind is known.", "E4711 is described elsewhere."]
-    item = near([0.2, 0.25, 0.2], texts=texts, hop=[0, 0, 1])
+    item = near([0.2, 0.25, 0.2], texts=texts, hop=[0, 0, 1], mode=mode)
     assert ids(await attend(ask(item, text="E4711?"))) == ["n0"]
     assert ids(await attend(ask(item, text="fuse"))) == []
     assert ids(await attend(ask(item, text="replace which fuse"))) == ["n0"]
@@ -153,7 +196,7 @@ async def test_near_copies_are_left_out_and_counted():
         long.replace("nine", "ten"),
         TOPICS[3] + " Entirely another text, on other things.",
     ]
-    context = await attend(ask(near([0.7, 0.69, 0.68, 0.67], texts=texts)), fusion=0)
+    context = await attend(ask(near([0.7, 0.69, 0.68, 0.67], texts=texts)))
     assert ids(context) == ["n0", "n3"]
     assert context.duplicates == 2
 
@@ -161,14 +204,14 @@ async def test_near_copies_are_left_out_and_counted():
 async def test_a_memory_full_of_copies_costs_no_more_than_the_cap():
     texts = [" ".join(TOPICS) + f" {i}" for i in range(8)] + ["Something else altogether stands here."]
     item = ask(near([0.7] * 9, texts=texts))
-    assert (await attend(item, fusion=0)).duplicates == 7
-    capped = await attend(item, fusion=0, max_candidates=4)
+    assert (await attend(item)).duplicates == 7
+    capped = await attend(item, max_candidates=4)
     assert (ids(capped), capped.duplicates) == (["n0"], 3)
 
 
 async def test_passages_fit_the_routes_budget():
     item = near([0.70, 0.69, 0.68, 0.67], tokens=100)
-    whole = {"fusion": 0, "max_passages": 4, "reserve_share": 0.25, "reserve_tokens": 32}
+    whole = {"max_passages": 4, "reserve_share": 0.25, "reserve_tokens": 32}
     for context_tokens, fitting in ((256, 1), (512, 3), (1024, 4)):
         context = await attend(ask(item, context_tokens=context_tokens), **whole)
         assert len(context.passages) == fitting
@@ -178,7 +221,7 @@ async def test_passages_fit_the_routes_budget():
 async def test_a_smaller_passage_takes_the_room_a_larger_one_left():
     item = near([0.70, 0.69, 0.68])
     tokens = np.array([100, 60, 20], np.int32)
-    context = await attend(ask(dataclasses.replace(item, tokens=tokens), context_tokens=256), fusion=0)
+    context = await attend(ask(dataclasses.replace(item, tokens=tokens), context_tokens=256))
     assert ids(context) == ["n0", "n2"]
 
 
@@ -297,6 +340,13 @@ async def test_a_context_never_breaks_its_promises(similarity, context_tokens, t
     known = dict(zip(item.neighbourhood.node_ids, item.neighbourhood.texts, strict=True))
     assert all(p.text in known[p.node_id] for p in context.passages)
     assert len(context.summary) <= Attend.Config().summary_chars
+
+
+async def test_without_limits_everything_is_ranked_once():
+    item = ask(near([0.9, 0.05, 0.2, -0.5, 0.1], texts=["One.", "Two.", "Three.", "Four.", "one."]))
+    knobs = Attend.Config().unlimited(10, 100).model_dump()
+    assert ids(await attend(item, **knobs)) == ["n0", "n2", "n1", "n3"]
+    assert ids(await attend(item)) == ["n0"]
 
 
 def test_minhash_estimates_jaccard():

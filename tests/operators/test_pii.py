@@ -3,12 +3,14 @@
 import random
 import string
 from collections import Counter
+from unittest import mock
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from operators.privacy import mask as module
+from operators.privacy import phones
 from operators.privacy.mask import PLACEHOLDER, Finding, mask
 
 KEY = "q7Xk2LmP9vRt4WzB8nYc3HdF6sJg1TaU"
@@ -229,6 +231,63 @@ def test_every_sign_is_read_a_bounded_number_of_times(unit, monkeypatch):
     text = (unit * (30_000 // len(unit) + 1))[:30_000]
     mask(text)
     assert max(read.values(), default=0) <= 4 * len(text)
+
+
+MANY = [
+    "0", "01 ", "01-", "(1", "(01) ", "1(0", "00 - ", "0049 ", "+1 ", "07- 138 - ", "0123456 ", "012 345 6789 ",
+    "012-34567, ", "020 7946 0123 ", "020 7946 0123; ", "02079460123 ", "+49 30 23125 123 ", "212-736-5000 ",
+    "2127365000 tel ", "tel 2 345 678 ", "tel 1 1 1 1 1 1 1 ", "[EMAIL]0171 234567", "[IP]01 23 45 6, ", "01.02.2024 ",
+]  # fmt: skip
+SIZE = 32_000
+"""The most that a question may have (``http.max_text_chars``)."""
+
+
+@pytest.fixture
+def tried(monkeypatch):
+    """Counts how often the slow library really parses."""
+    import phonenumbers
+
+    count = Counter()
+
+    class Counting(phonenumbers.PhoneNumberMatcher):
+        def _parse_and_verify(self, candidate, offset):
+            count["parsed"] += 1
+            return super()._parse_and_verify(candidate, offset)
+
+    monkeypatch.setattr(phonenumbers, "PhoneNumberMatcher", Counting)
+    return count
+
+
+@pytest.mark.parametrize("unit", MANY)
+def test_the_slow_library_is_asked_a_bounded_number_of_times(unit, tried):
+    text = (unit * (SIZE // len(unit) + 1))[:SIZE]
+    once = mask(text)
+    assert tried["parsed"] <= phones.MOST_TRIES + 2 * SIZE // phones.SIGNS_A_TRY
+    assert mask(once.text).text == once.text
+
+
+def test_numbers_without_a_try_left_are_masked_all_the_same(tried):
+    texts = [f"020 7946 0{n:03}, 0171 2345{n:03}" for n in range(1000)]
+    assert not set(string.digits) & set(PLACEHOLDER.sub("", mask("\n".join(texts)).text))
+    assert tried["parsed"] < 4 * len(texts)
+
+
+def test_bare_numbers_and_dates_never_come_to_the_slow_library(tried):
+    rng = random.Random(0)
+    bare = " ".join(f"0{rng.randrange(10**10)}" for _ in range(3000))
+    dates = " ".join(
+        f"{rng.randint(1, 28):02}.{rng.randint(1, 12):02}.2024 2024-01-0{rng.randint(1, 9)}," for _ in range(999)
+    )
+    assert mask(bare).found == mask(dates).found == ()
+    assert tried["parsed"] == 0
+
+
+@settings(max_examples=300, deadline=None)
+@given(TEXTS, st.integers(0, 40), st.integers(1, 40))
+def test_masking_twice_is_masking_once_also_where_tries_run_out(text, most, signs):
+    with mock.patch.multiple(phones, MOST_TRIES=most, SIGNS_A_TRY=signs):
+        once = mask(text)
+        assert mask(once.text).found == ()
 
 
 def test_random_digits_do_not_shake_it():

@@ -82,6 +82,31 @@ async def test_the_request_is_the_query(started: Any) -> None:
     assert all((r.tenant, r.text, r.mode) == ("acme", "why?", "text") and r.vector is VECTOR for r in asked)
 
 
+async def test_a_query_may_choose_the_mode(started: Any) -> None:
+    memory = Fake((hit("a", 1, 1),), Retry("memory", "disk away", "wait"))
+    stage = await started(memory, mode="hybrid")
+    found = await stage(
+        [item("one", mode="text"), item("two", mode="vector"), item("three"), item("fail", mode="text")]
+    )
+    assert {request.text: request.mode for request in memory.asked} == {
+        "one": "text",
+        "two": "vector",
+        "three": "hybrid",
+        "fail": "text",
+    }
+    assert [hits.mode for hits in found] == ["text", "vector", "hybrid", "text"]
+
+
+async def test_the_knobs_of_the_priors_reach_the_store(started: Any) -> None:
+    memory = Fake()
+    await (await started(memory))([item("plain")])
+    await (await started(memory, recency=0.3, half_life_s=60.0, quality=0.2))([item("weighed")])
+    priors = {request.text: request.prior for request in memory.asked}
+    assert (priors["plain"].recency, priors["plain"].quality) == (0, 0)
+    weighed = priors["weighed"]
+    assert (weighed.recency, weighed.half_life_s, weighed.quality) == (0.3, 60.0, 0.2)
+
+
 async def test_outputs_stand_in_the_order_of_the_inputs(started: Any) -> None:
     class Echo(Fake):
         def search(self, request: SearchRequest) -> Hits:

@@ -47,6 +47,7 @@ def error(answer, status):
         ({"tools": [{"type": "function"}]}, "tools"),
         ({"temprature": 1}, "temprature"),
         ({"ruvllm": {"quality_bias": 2}}, "ruvllm.quality_bias"),
+        ({"ruvllm": {"mode": "fuzzy"}}, "ruvllm.mode"),
     ],
 )
 def test_impossible_parameters(inproc, change, param):
@@ -91,7 +92,7 @@ FAR = {f"zzz{i}": 0 for i in range(100)}
         ("documents", {"documents": [{"text": "x", "sauce": "y"}]}, "documents.0.sauce", "documents.0.source?"),
         ("documents", {"documents": [{"text": "x"}], "id": "y"}, "id", "did you mean documents.N.id?"),
         ("memory/search", {"query": "x", "filters": {}}, "filters", "did you mean filter?"),
-        ("memory/search", {"q": "x"}, "query", "q: unknown field (known here: query, k, filter)"),
+        ("memory/search", {"q": "x"}, "query", "q: unknown field (known here: query, k, mode, filter)"),
         ("embeddings", {"input": "x", "dimension": 3}, "dimension", "did you mean dimensions?"),
     ],
 )

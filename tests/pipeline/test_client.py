@@ -76,10 +76,10 @@ def test_not_ready_is_not_down(meet):
     assert (health["up"], health["status"]) == (True, "away")
 
 
-def hits(*similarities):
+def hits(*scores):
     found = [
-        {"node_id": f"node{i}", "source": f"{i}.txt" if i else "", "similarity": cosine, "score": 1 / (61 + i)}
-        for i, cosine in enumerate(similarities)
+        {"node_id": f"node{i}", "source": f"{i}.txt" if i else "", "similarity": 0.9 - i / 10, "score": score}
+        for i, score in enumerate(scores)
     ]
     return json.dumps({"hits": found, "degraded": []}).encode()
 
@@ -90,14 +90,14 @@ def hits(*similarities):
         (
             200,
             hits(0.1, 0.21, 0.2),
-            "nothing was close enough (best: 1.txt, similarity 0.210; attend.min_similarity of profile test: 0.300)",
+            "nothing was close enough (best: 1.txt, score 0.210; attend.min_score of profile test: 0.300)",
         ),
         (
             200,
             hits(0.25),
-            "nothing was close enough (best: node0, similarity 0.250; attend.min_similarity of profile test: 0.300)",
+            "nothing was close enough (best: node0, score 0.250; attend.min_score of profile test: 0.300)",
         ),
-        (200, hits(0.1, 0.41), "nothing used (best: 1.txt, similarity 0.410)"),
+        (200, hits(0.1, 0.41), "nothing used (best: 1.txt, score 0.410)"),
         (200, hits(), "nothing used"),
         (429, b"{}", "nothing used"),
     ],
@@ -107,5 +107,8 @@ def test_why_no_passage_was_used(meet, status, body, said):
 
 
 def test_the_gate_named_is_the_one_that_is_set(meet):
-    settings = load("test", overrides=["attend.min_similarity=0.45"]).settings
+    settings = load("test", overrides=["attend.min_score=0.45"]).settings
     assert "0.450" in meet(200, hits(0.41)).unused("x", settings)
+    settings = load("test", overrides=["attend.min_similarity=0.98", "search.mode=text"]).settings
+    said = "nothing was close enough (best: node0, similarity 0.900; attend.min_similarity of profile test: 0.980)"
+    assert meet(200, hits(0.41, 0.2)).unused("x", settings) == said

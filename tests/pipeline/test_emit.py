@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from operators.errors import Retry, Stop
-from operators.records import Interaction, decode
+from operators.privacy.masker import FAILED, Masker
+from operators.records import Interaction, Passage, decode
 from operators.stores.ports import EventLog
 from operators.stores.sqlite_log import SqliteLog
 from operators.stores.topics import INTERACTIONS, create_topics
@@ -67,8 +69,8 @@ def gate(log: SqliteLog) -> Iterator[Gate]:
     made.open.set()
 
 
-def emitter(gate: Gate, reports: list[str], **knobs: int) -> Emitter:
-    made = Emitter(gate, report=reports.append, clock=lambda: 0.0, **knobs)  # type: ignore[arg-type]
+def emitter(gate: Gate, reports: list[str], mask: Callable[[str], str] = str, **knobs: int) -> Emitter:
+    made = Emitter(gate, mask=mask, report=reports.append, clock=lambda: 0.0, **knobs)  # type: ignore[arg-type]
     made.start()
     return made
 
@@ -204,6 +206,47 @@ async def test_an_event_that_is_no_json_is_lost_alone(log: SqliteLog, gate: Gate
     assert [r.split()[2] for r in reports] == ["e1", "e3"]
 
 
+async def test_texts_are_masked_in_the_emitters_thread_before_they_are_written(log: SqliteLog, gate: Gate) -> None:
+    masker, threads = Masker(Masker.Config()), set[str]()
+
+    def mask(text: str) -> str:
+        threads.add(threading.current_thread().name)
+        return masker(text)
+
+    emit = emitter(gate, [], mask)
+    passage = Passage(node_id="n", source="a.txt", text="Mail ada@example.org.", tokens=5, score=0.5)
+    turn = dataclasses.replace(
+        interaction(1, answer="Ring (212) 736-5000."), query="Is bob@example.org ill?", context=(passage,)
+    )
+    emit.emit(turn)
+    assert await emit.close(DEADLINE_S) == 0
+    (event,) = [event.value for p in range(4) for event in log.read(INTERACTIONS, p, 0, 9)]
+    for value in (b"ada@", b"bob@", b"736-5000"):
+        assert value not in event
+    (found,) = stored(log)
+    assert (found.query, found.answer) == ("Is [EMAIL] ill?", "Ring [PHONE].")
+    assert [p.text for p in found.context] == ["Mail [EMAIL]."]
+    assert (turn.query, passage.text) == ("Is bob@example.org ill?", "Mail ada@example.org."), "not the caller's own"
+    assert threads == {"emit"}
+    assert masker.found == {"EMAIL": 2, "PHONE": 1}
+
+
+async def test_what_cannot_be_masked_is_left_out_and_the_event_kept(log: SqliteLog, gate: Gate) -> None:
+    def broken(text: str) -> str:
+        if "bob" in text:
+            raise RuntimeError(f"no room for {text}")
+        return text
+
+    reports: list[str] = []
+    emit = emitter(gate, reports, broken)
+    emit.emit(interaction(1, answer="Ask bob@example.org."))
+    emit.emit(interaction(2, answer="bob again"))
+    assert await emit.close(DEADLINE_S) == 0
+    assert [(i.event_id, i.query, i.answer) for i in stored(log)] == [("e1", "q", FAILED), ("e2", "q", FAILED)]
+    assert (emit.counts.written, emit.counts.lost, emit.counts.unmasked) == (2, 0, 2)
+    assert reports == ["emit: a text of e1 can't be masked: RuntimeError"]
+
+
 async def test_a_full_disk_delays_until_there_is_room(tmp_path: Path) -> None:
     """The real failure instead of a scripted one: the file may not grow, until retention makes room."""
     log = SqliteLog(tmp_path / "small.db", max_bytes=200_000)
@@ -220,7 +263,7 @@ async def test_a_full_disk_delays_until_there_is_room(tmp_path: Path) -> None:
             except Retry as e:
                 raise Retry(e.who, e.got, e.remedy, retry_after_s=0.01) from e  # seconds are for real disks
 
-    emit = Emitter(Hasty(log), batch=1, report=lambda _: told.set())  # type: ignore[arg-type]
+    emit = Emitter(Hasty(log), mask=str, batch=1, report=lambda _: told.set())  # type: ignore[arg-type]
     emit.start()
     for i in range(30):
         emit.emit(interaction(i, answer="x" * 10_000))

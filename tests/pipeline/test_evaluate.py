@@ -9,9 +9,9 @@ import pytest
 
 from conf.load import load
 from operators.errors import Reject
+from operators.evaluation_files import read_corpus, read_queries
 from pipeline.cli_evaluate import table
 from pipeline.evaluate import LINES, evaluate_memory
-from pipeline.evaluation_files import read_corpus, read_queries
 from tests.service import ROOT
 
 TALK = [
@@ -138,8 +138,8 @@ def test_a_tiny_corpus_end_to_end(files):
     report = asyncio.run(evaluate_memory(corpus, queries, settings, lambda done, total: told.append((done, total))))
     results = report["results"]
     assert set(results) == {*LINES, "default"}
-    assert report["default"] == "hybrid"
-    assert results["default"] == results["hybrid"]
+    assert report["default"] == "attended"
+    assert results["default"] == results["attended"]
     assert {"lines": 9, "queries": 2, "sessions": 2, "sources": 1, "nodes": 9}.items() <= report["corpus"].items()
     assert report["settings"]["search"]["k"] == 3
     assert told[-1] == (11, 11)
@@ -154,7 +154,7 @@ def test_a_tiny_corpus_end_to_end(files):
     assert results["hybrid"]["context_tokens"] == pytest.approx(tokens)  # all nine are among the first ten
     assert not (root / "mine" / "memory").exists()
     text = table(report)
-    assert "hybrid *" in text
+    assert "attended *" in text
     assert all(line in text for line in LINES)
 
 
@@ -171,7 +171,8 @@ def test_the_command_writes_the_report_and_refuses_what_it_cannot_use(files):
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     assert report == json.loads((root / "report.json").read_text())
-    assert report["default"] == "bm25"
+    hits = {line: row["recall@5"] for line, row in report["results"].items()}
+    assert hits["attended"] == hits["bm25+expansion"]  # in the profile's mode, which is text here
     done = run("--queries", str(write(root / "bad.jsonl", [{"id": "q", "text": "x", "gold": ["nope"]}])))
     assert done.returncode == 1
     assert "bad.jsonl: line 1: gold id 'nope' is not in the corpus" in done.stderr

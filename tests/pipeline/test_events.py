@@ -7,7 +7,7 @@ import psutil
 import pytest
 
 from operators.records import Interaction, Verdict, decode
-from operators.stores.topics import INTERACTIONS, JUDGEMENTS
+from operators.stores.topics import INTERACTIONS, JUDGEMENTS, WRITEBACKS
 from tests.service import Running
 
 pytestmark = pytest.mark.slow
@@ -45,6 +45,32 @@ def test_the_judge_rates_it_in_the_background(inproc):
     assert verdict.judge == "gemma-3-270m/few_shot"
 
 
+def test_a_user_has_an_answer_remembered_corrects_it_and_takes_it_back(inproc):
+    answer = inproc.ask(QUESTION, user="rated")["ruvllm"]
+    rated = {"interaction_id": answer["interaction_id"], "session": "rated"}
+
+    def remembered(text):
+        nodes = inproc.http.get("/v1/memory/nodes", params={"session": "rated"}).json()["nodes"]
+        return [node for node in nodes if text in node["text"]]
+
+    assert inproc.http.post("/v1/feedback", json={**rated, "rating": "up"}).status_code == 202
+    inproc.until(lambda: remembered("41"), "answer remembered")
+    (node,) = remembered("41")
+    assert (node["kind"], node["user"], node["quality"]) == ("interaction", "rated", 1.0)
+    assert (node["metadata"]["judge"], node["metadata"]["interaction"]) == ("user", answer["interaction_id"])
+    edges = inproc.http.get(f"/v1/memory/nodes/{node['node_id']}").json()["edges"]
+    cited = {edge["target_id"] for edge in edges if edge["relation"] == "cites"}
+    assert cited == {one["node_id"] for one in answer["citations"]}
+    inproc.http.post("/v1/feedback", json={**rated, "score": 0, "correction": "It was raised to 43 metres."})
+    inproc.until(lambda: remembered("raised to 43"), "correction remembered")
+    assert remembered("raised to 43")[0]["node_id"] == node["node_id"]
+    inproc.http.post("/v1/feedback", json={**rated, "rating": "down"})
+    inproc.until(lambda: not remembered(""), "answer taken back")
+    inproc.http.post("/v1/feedback", json={**rated, "session": "another's", "rating": "up"})
+    inproc.wait_event(answer["interaction_id"], WRITEBACKS)
+    assert not remembered("")
+
+
 def test_an_abandoned_stream_is_no_interaction(inproc):
     body = {"model": "135M", "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 500}
     with inproc.http.stream("POST", "/v1/chat/completions", json={**body, "stream": True}) as response:
@@ -56,14 +82,15 @@ def test_an_abandoned_stream_is_no_interaction(inproc):
     assert interaction not in inproc.emitted()
 
 
-def test_kill_9_keeps_what_was_acknowledged_and_the_judge_goes_with_it(tmp_path):
+def test_kill_9_keeps_what_was_acknowledged_and_the_jobs_go_with_it(tmp_path):
     """Binding inproc; the same for Ray Serve is in test_bindings."""
     service = Running(tmp_path / "data", "binding=inproc", "http.port=0").start()
     service.ingest()
     asked = service.ask(QUESTION)["ruvllm"]["interaction_id"]
     service.wait_event(asked)
-    judge = psutil.Process(next(line["judge"] for line in service.lines if "judge" in line))
-    assert judge.is_running()
+    pids = [next(line[job] for line in service.lines if job in line) for job in ("judge", "writeback", "maintain")]
+    jobs = [psutil.Process(pid) for pid in pids]
+    assert all(job.is_running() for job in jobs)
     body = {"model": "135M", "messages": [{"role": "user", "content": "Tell a long story."}], "max_tokens": 900}
 
     def kill_once_it_speaks():
@@ -76,7 +103,7 @@ def test_kill_9_keeps_what_was_acknowledged_and_the_judge_goes_with_it(tmp_path)
 
     with pytest.raises(httpx.TransportError):
         kill_once_it_speaks()
-    assert not judge.is_running() or judge.status() == psutil.STATUS_ZOMBIE
+    assert all(not job.is_running() or job.status() == psutil.STATUS_ZOMBIE for job in jobs)
     service.start()
     try:
         assert asked in service.emitted(INTERACTIONS)

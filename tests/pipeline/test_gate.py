@@ -1,14 +1,15 @@
 """Sessions, admission and API keys: what stands between the HTTP door and the first stage."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 from pydantic import SecretStr
 
-from operators.errors import Reject, Retry
+from operators.errors import Reject, Retry, Stop
 from operators.records import SessionState
-from pipeline.guard import Guard
+from pipeline.guard import Guard, admin_key
 from pipeline.limits import Admission
 from pipeline.sessions import Sessions
 
@@ -95,6 +96,35 @@ def test_a_wrong_key_is_refused(header):
     with pytest.raises(Reject) as caught:
         Guard({SecretStr("k-one"): "one"}, "admin").tenant(header)
     assert caught.value.status == 401
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer ", "Bearer wrong", "Basic k", "k", "Bearer k-one"])
+def test_only_the_administrator_s_key_opens_its_door(header):
+    guard = Guard({SecretStr("k-one"): "one"}, "k")
+    with pytest.raises(Reject) as caught:
+        guard.admin(header)
+    assert (caught.value.status, caught.value.code) == (401, "invalid_admin_key")
+    guard.admin("Bearer k")
+
+
+def test_the_administrator_s_key_is_made_once_and_is_its_owner_s(tmp_path, monkeypatch):
+    monkeypatch.delenv("RUVLLM_ADMIN_KEY", raising=False)
+    with ThreadPoolExecutor(8) as pool:  # as several gateways start at once
+        keys = set(pool.map(lambda _: admin_key(tmp_path), range(8)))
+    assert len(keys) == 1
+    (file,) = tmp_path.iterdir()
+    assert file.read_text() in keys
+    assert len(file.read_text()) >= 32
+    assert file.stat().st_mode & 0o777 == 0o600
+    monkeypatch.setenv("RUVLLM_ADMIN_KEY", " mine ")
+    assert admin_key(tmp_path) == "mine"
+
+
+def test_an_empty_key_file_is_no_key_that_everyone_has(tmp_path, monkeypatch):
+    monkeypatch.delenv("RUVLLM_ADMIN_KEY", raising=False)
+    (tmp_path / "admin-key").touch()
+    with pytest.raises(Stop, match=r"admin-key is empty; remove it"):
+        admin_key(tmp_path)
 
 
 def test_a_key_names_its_tenant():

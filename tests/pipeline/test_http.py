@@ -163,6 +163,26 @@ def test_search_finds_and_filters(inproc):
     assert found(filter={"created_to": 1.0}) == []
 
 
+def test_a_request_may_choose_how_memory_is_searched(inproc):
+    def found(mode):
+        body = {"query": "who built the town hall", "k": 50, "mode": mode}
+        return inproc.http.post("/v1/memory/search", json=body).json()["hits"]
+
+    assert all(hit["score"] == pytest.approx(max(hit["similarity"], 0)) for hit in found("vector"))
+    assert all(hit["text_score"] > 0 for hit in found("text"))
+    assert found("hybrid") == found(None)
+    assert len(found("text")) < len(found("hybrid"))
+    refused = inproc.http.post("/v1/memory/search", json={"query": "x", "mode": "fuzzy"})
+    assert refused.status_code == 400
+    assert "mode: Input should be 'hybrid', 'vector' or 'text', got 'fuzzy'" in refused.json()["error"]["message"]
+    asked = {"messages": [{"role": "user", "content": "who built the town hall"}]}
+    hits = {
+        mode: inproc.http.post("/v1/route", json={**asked, "ruvllm": {"mode": mode}}).json()["hits"]
+        for mode in ("hybrid", "text")
+    }
+    assert 0 < hits["text"] < hits["hybrid"]
+
+
 def test_documents_twice_add_nothing(inproc):
     again = inproc.ingest()
     assert again["added"] == 0

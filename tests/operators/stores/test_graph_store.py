@@ -233,6 +233,116 @@ def test_vendor_errors_become_ours(message: str, want: type[Exception]) -> None:
     assert type(translate("graph", RuntimeError(message), Path("g"))) is want
 
 
+def test_removed_nodes_take_their_edges_along(graph: GraphStore) -> None:
+    assert graph.remove("acme", ["a"]) == (0, 0)
+    write(graph, "abc", [edge("a", "b"), edge("b", "c", "cites"), edge("c", "a", "next_turn")])
+    write(graph, "abc", [edge("a", "b")], tenant="umbra")
+    assert graph.remove("acme", ["b", "nope", "b"]) == (1, 2)
+    assert graph.node_ids("acme") == {"a", "c"}
+    assert set(graph.edges("acme")) == {("c", "a", RELATIONS.index("next_turn"), 0.5)}
+    assert graph.remove("acme", []) == (0, 0)
+    assert graph.gone("acme", ["a", "b", "nope"]) == {}
+    assert graph.count("umbra") == (3, 1)
+    many = [f"n{i}" for i in range(2500)]
+    write(graph, many)
+    assert graph.remove("acme", many) == (2500, 0)
+    assert graph.count("acme") == (2, 1)
+
+
+def test_gone_ids_are_remembered_until_they_are_written_again(make: Any) -> None:
+    graph = make()
+    assert (graph.gone("acme", ["a"]), graph.all_gone("acme")) == ({}, [])
+    write(graph, "ab", [edge("a", "b")])
+    write(graph, "ab", [edge("a", "b")], tenant="umbra")
+    assert graph.remove("acme", ["b", "never"], gone_at=5.0) == (1, 1)
+    assert graph.remove("acme", ["b"], gone_at=6.0) == (0, 0)
+    graph.close()
+    graph = make()
+    assert graph.gone("acme", ["a", "b", "never"]) == {"b": 6.0, "never": 5.0}
+    assert graph.all_gone("acme") == ["b", "never"]
+    assert (graph.gone("umbra", ["b", "never"]), graph.all_gone("umbra")) == ({}, [])
+    write(graph, "b", [edge("a", "b")])
+    assert (graph.all_gone("acme"), graph.count("acme")) == (["never"], (2, 1))
+    graph.remove("acme", [f"n{i}" for i in range(2500)], gone_at=7.0)
+    assert len(graph.gone("acme", [f"n{i}" for i in range(3000)])) == 2500
+
+
+def test_replace_is_all_that_is_there(graph: GraphStore) -> None:
+    write(graph, "abc", [edge("a", "b"), edge("b", "c")])
+    write(graph, "abc", [edge("a", "b")], tenant="umbra")
+    graph.remove("acme", ["x"], gone_at=1.0)
+    graph.remove("umbra", ["x"], gone_at=1.0)
+    nodes: list[Any] = [("b", "document", 1.0), ("d", "summary", 2.0)]
+    for _ in range(2):
+        graph.replace("acme", nodes, [edge("d", "b", "cites", 0.25)], {"y": 3.0, "a": 4.0})
+        assert graph.node_ids("acme") == {"b", "d"}
+        assert list(graph.edges("acme")) == [("d", "b", RELATIONS.index("cites"), 0.25)]
+        assert graph.all_gone("acme") == ["a", "y"]
+        assert graph.gone("acme", ["a", "y", "x"]) == {"a": 4.0, "y": 3.0}
+    with pytest.raises(Skip, match="without their nodes"):
+        graph.replace("acme", nodes, [edge("d", "a")])
+    assert graph.count("acme") == (2, 1)  # all or nothing
+    assert (graph.count("umbra"), graph.all_gone("umbra")) == ((3, 1), ["x"])
+    graph.replace("acme", [], [])
+    assert (graph.count("acme"), graph.all_gone("acme")) == ((0, 0), [])
+    write(graph, "ab", [edge("a", "b")])
+    assert graph.count("acme") == (2, 1)
+
+
+def test_edges_at_a_node_start_or_end_there(graph: GraphStore) -> None:
+    wrote = [edge("a", "b"), edge("c", "a", "cites", 0.25), edge("b", "c"), edge("a", "a", "next_turn")]
+    write(graph, "abcd", wrote)
+    write(graph, "abcd", [edge("a", "d")], tenant="umbra")
+
+    def at(*names: str) -> set[tuple[str, str, str, float, float]]:
+        found = graph.edges_at("acme", list(names))
+        assert len(found) == len({(e.source_id, e.target_id, e.relation) for e in found})
+        return {(e.source_id, e.target_id, e.relation, e.weight, e.created_at) for e in found}
+
+    def of(edges: list[Edge]) -> set[tuple[str, str, str, float, float]]:
+        return {(e.source_id, e.target_id, e.relation, e.weight, e.created_at) for e in edges}
+
+    assert at("a") == of([wrote[0], wrote[1], wrote[3]])
+    assert at("a", "b", "nope") == of(wrote)
+    assert at("d") == at() == set()
+
+
+def test_cut_takes_one_relation_of_one_node(graph: GraphStore) -> None:
+    wrote = [edge("a", "b"), edge("c", "a"), edge("a", "b", "cites"), edge("b", "c"), edge("a", "a")]
+    write(graph, "abc", wrote)
+    write(graph, "abc", [edge("a", "b")], tenant="umbra")
+    assert graph.cut("acme", "a", "similar") == 3
+    assert {(s, t) for s, t, _, _ in graph.edges("acme")} == {("a", "b"), ("b", "c")}
+    assert graph.cut("acme", "a", "similar") == graph.cut("acme", "nope", "cites") == 0
+    assert (graph.count("acme"), graph.count("umbra")) == ((3, 2), (3, 1))
+
+
+def test_a_checkpoint_loses_nothing(make: Any, tmp_path: Path) -> None:
+    graph = make()
+    write(graph, "abc", [edge("a", "b")])
+    graph.remove("acme", ["c"], gone_at=1.0)
+    graph.checkpoint()
+    write(graph, "d", [edge("d", "a")])
+    graph.close()
+    graph = make()
+    assert (graph.node_ids("acme"), graph.count("acme")[1], graph.all_gone("acme")) == ({"a", "b", "d"}, 2, ["c"])
+
+
+@pytest.mark.parametrize("tenant", ["", ".x", "a/b", "a/../b"])
+def test_bad_tenant_names_remove_nothing(graph: GraphStore, tenant: str) -> None:
+    for call in (
+        lambda: graph.remove(tenant, ["a"]),
+        lambda: graph.gone(tenant, ["a"]),
+        lambda: graph.all_gone(tenant),
+        lambda: graph.replace(tenant, [], []),
+        lambda: graph.node_ids(tenant),
+        lambda: graph.edges_at(tenant, ["a"]),
+        lambda: graph.cut(tenant, "a", "similar"),
+    ):
+        with pytest.raises(Reject, match="tenant"):
+            call()
+
+
 names = st.sampled_from("abc")
 batches = st.lists(
     st.tuples(st.sampled_from(["acme", "umbra"]), st.lists(st.tuples(names, names), max_size=3)), max_size=4

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from operators.records import Filter
 from operators.stores import fusion
-from operators.stores.ports import Node, SearchRequest
+from operators.stores.ports import Node, Prior, SearchRequest
 from operators.stores.resident import BLOCK, PASSAGE_K1, B, Resident, speaker
 from operators.stores.strands import AFTER, BEFORE, REACH, Strands, strand
 
@@ -58,8 +58,8 @@ def neighbours(held: dict[str, Node], of: Node) -> list[tuple[float, Node]]:
     return found
 
 
-def expected(held: dict[str, Node], vector: Any, query: list[str], where: Filter) -> dict[str, tuple[float, float]]:
-    """Node id → (near, passage) of every row that may be a hit."""
+def expected(held: dict[str, Node], vector: Any, query: list[str], where: Filter) -> dict[str, tuple[float, ...]]:
+    """Node id → (near, passage, says) of every row that may be a hit."""
     alive = {i: n for i, n in held.items() if not 0 < n.expires_at <= NOW}
     windows = {i: [(1.0, n), *((w, m) for w, m in neighbours(held, n) if m.node_id in alive)] for i, n in alive.items()}
     lengths = {i: sum(w * len(m.text.split()) for w, m in window) for i, window in windows.items()}
@@ -76,7 +76,8 @@ def expected(held: dict[str, Node], vector: Any, query: list[str], where: Filter
             tf = sum(w * m.text.split().count(word) for w, m in windows[i])
             if tf:
                 passage += idf * tf * (PASSAGE_K1 + 1) / (tf + PASSAGE_K1 * (1 - B + B * lengths[i] / mean))
-        out[i] = (near, passage)
+        own, usual = len(n.text.split()), lengths[i] / sum(w for w, _ in windows[i])
+        out[i] = (near, passage, own / max(own + usual, 1))
     return out
 
 
@@ -112,7 +113,7 @@ def test_passages_are_those_of_the_slow_reference(
     vector = unit(99)
     found = made.search(vector, " ".join(query), where, NOW)
     got = {
-        found.nodes[row].node_id: (float(found.near[row]), float(found.passage[row]))
+        found.nodes[row].node_id: (float(found.near[row]), float(found.passage[row]), float(found.says[row]))
         for row in np.flatnonzero(found.passes)
     }
     want = expected(held, vector, query, where)
@@ -173,6 +174,7 @@ def test_long_queries_are_scored_in_blocks() -> None:
 @given(
     moves=st.lists(st.tuples(st.sampled_from(["s", "t"]), st.integers(0, 4), st.integers(0, 1)), max_size=30),
 )
+@settings(deadline=None)
 def test_links_always_point_both_ways(moves: list[tuple[str, int, int]]) -> None:
     strands, here = Strands(), {}
     strands.grow(100)
@@ -213,10 +215,75 @@ def test_the_fused_score_is_the_formula() -> None:
     def fuse(mode: Any, words: Any = text) -> Any:
         return fusion.fuse(mode, words, cosine, near, named)
 
-    np.testing.assert_allclose(fuse("hybrid"), [1.3 / 2.1, 1.15 / 2.1, 0], rtol=1e-6)
-    np.testing.assert_allclose(fuse("hybrid", text * 0), [0.3 / 2.1, 0.9 / 2.1, 0], rtol=1e-6)
+    np.testing.assert_allclose(fuse("hybrid"), [1.3 / 2.3, 1.35 / 2.3, 0], rtol=1e-6)
+    np.testing.assert_allclose(fuse("hybrid", text * 0), [0.3 / 2.3, 1.1 / 2.3, 0], rtol=1e-6)
     np.testing.assert_allclose(fuse("text"), [1, 0.25, 0])
     np.testing.assert_allclose(fuse("vector"), [0.5, 0.9, 0])
+    full = fusion.fuse("hybrid", text, cosine, near, named, most=16.0, says=np.array([0.9, 0.1, 0.5], np.float32))
+    np.testing.assert_allclose(full, [0.8 / 2.3 * 1.12, (0.125 + 1.1) / 2.3 * 0.88, 0], rtol=1e-6)
+    full = fusion.fuse("hybrid", text, cosine, near, named, most=7.9, prior=np.array([0.5, 1.0, 1.0], np.float32))
+    np.testing.assert_allclose(full, [1.3 / 2.3 / 2, 1.35 / 2.3, 0], rtol=1e-6)
+    best = fusion.fuse("hybrid", text, np.ones_like(cosine), np.ones_like(near), ~named, says=0.99)
+    assert best[0] == 1
+
+
+def test_words_count_less_where_even_the_best_row_has_few_of_them() -> None:
+    rows = resident(*(turn(i, "the fox", f"s{i}") for i in range(8)), turn(0, "red sea tea", "t"))
+    found = rows.search(unit(7), "red sea tea", Filter(), NOW)
+    assert 0.5 < found.passage.max() / found.most < 1  # a row of these words alone comes near
+    for unknown, share in ((0, 1.0), (6, 0.5)):  # unknown words are as telling as can be
+        text = " ".join(["red sea tea", *(f"w{i}" for i in range(unknown))])
+        request = SearchRequest(tenant="t", text=text, vector=np.zeros(DIM, np.float32), k=1)
+        (hit,) = fusion.search_resident(rows, request, NOW).hits
+        assert hit.score <= 1 / (2 + fusion.NAMED) * share + 1e-6
+        assert hit.score > 0.3 / (2 + fusion.NAMED) * share
+
+
+def test_a_turn_that_says_more_than_its_neighbours_gains_by_it() -> None:
+    talk = [turn(0, "where was it"), turn(1, "oh"), turn(2, "it was in a village near the sea"), turn(3, "ah")]
+    alone, empty = turn(0, "on its own", "t"), turn(1, "", "u")
+    found = resident(*talk, alone, empty).search(unit(7), "pottery", Filter(), NOW)
+    says = {n.node_id: float(s) for n, s in zip(found.nodes, found.says, strict=True)}
+    assert says["t0"] == 0.5
+    assert says["u1"] == 0
+    assert says["s1"] <= 0.25 < 0.6 < says["s2"] < 1
+
+
+# ---------------------------------------------------------------------------------------------------- priors
+
+
+def prior_scores(prior: Prior, mode: Any = "hybrid", now: float = NOW) -> dict[str, float]:
+    """Scores of three equal nodes of the ages 0, 100 and 200 s and of falling quality, and of one from the future."""
+    ages = [0, 100, 200, -50]
+    nodes = [
+        dataclasses.replace(node(f"n{i}", "red fox", 7), created_at=NOW - age, quality=1 - i / 4)
+        for i, age in enumerate(ages)
+    ]
+    request = SearchRequest(tenant="t", text="red fox", vector=unit(7), k=9, mode=mode, prior=prior)
+    return {hit.node_id: hit.score for hit in fusion.search_resident(resident(*nodes), request, now).hits}
+
+
+def test_priors_weigh_as_their_formula_says() -> None:
+    plain = prior_scores(Prior())
+    assert len(set(plain.values())) == 1
+    assert prior_scores(Prior(recency=0.0, half_life_s=1.0, quality=0.0)) == plain
+    assert list(plain) == ["n0", "n1", "n2", "n3"]  # equals go by id
+    (same,) = set(plain.values())
+    half = prior_scores(Prior(recency=0.5, half_life_s=100.0))
+    assert half == pytest.approx({"n0": same, "n3": same, "n1": same * 0.75, "n2": same * 0.625})
+    assert list(half) == ["n0", "n3", "n1", "n2"]
+    whole = prior_scores(Prior(recency=1.0, half_life_s=100.0), now=NOW + 100)
+    assert whole == pytest.approx({"n0": same / 2, "n1": same / 4, "n2": same / 8, "n3": same * 2**-0.5})
+    good = prior_scores(Prior(quality=0.4))
+    assert good == pytest.approx({f"n{i}": same * (1 - 0.4 + 0.4 * (1 - i / 4)) for i in range(4)})
+    both = prior_scores(Prior(recency=0.5, half_life_s=100.0, quality=0.4))
+    assert both == pytest.approx({name: half[name] * good[name] / same for name in plain})
+
+
+def test_priors_touch_hybrid_searches_only() -> None:
+    prior = Prior(recency=1.0, half_life_s=1.0, quality=1.0)
+    for mode in ("vector", "text"):
+        assert prior_scores(prior, mode) == prior_scores(Prior(), mode)
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ differ: each names its owner. A short run by default; ``make soak`` runs 100,000
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import tempfile
@@ -20,11 +21,16 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from operators.errors import Reject
 from operators.records import RELATIONS, Filter
+from operators.stores import backups, portable, removal
+from operators.stores.consistency import check
 from operators.stores.edges import EdgeMaker
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
+from operators.stores.lifecycle import update
 from operators.stores.memory import Memory
 from operators.stores.ports import Edge, Node, SearchRequest
+from operators.stores.removal import Receipt
+from pipeline.management import CALLS
 
 DIM = 4
 TENANTS = ("acme", "acme-2", "ACME")
@@ -35,6 +41,7 @@ EXAMPLES = max(6, int(os.environ.get("RUVLLM_SOAK", "0")) // STEPS)
 
 tenants = st.sampled_from(TENANTS)
 numbers = st.integers(0, 11)
+rarely = st.sampled_from([False] * 4 + [True])
 
 
 def vector(direction: int) -> Any:
@@ -52,6 +59,7 @@ def node(tenant: str, number: int, version: int) -> Node:
         vector=vector(number + version),
         source=f"s{number % 2}",
         session=f"s{number % 2}" if number % 3 == 0 else "",
+        user=f"u{number % 4}",
         position=number,
         tokens=5,
         created_at=1.0 + number,
@@ -66,6 +74,8 @@ class Tenants(RuleBasedStateMachine):
     def begin(self) -> None:
         self.root = Path(tempfile.mkdtemp())
         self.model: dict[str, dict[str, Node]] = {tenant: {} for tenant in TENANTS}
+        self.gone: dict[str, set[str]] = {tenant: set() for tenant in TENANTS}
+        self.kept: dict[tuple[str, str], tuple[dict[str, Node], set[str]]] = {}  # (tenant, backup) → model, gone
         self.memory = self.build()
 
     def build(self) -> Memory:
@@ -84,7 +94,9 @@ class Tenants(RuleBasedStateMachine):
         added = self.memory.add(tenant, nodes)
         assert set(added.new) == {n.node_id for n in nodes} - self.model[tenant].keys()
         for each in nodes:
-            self.model[tenant].setdefault(each.node_id, each)
+            if each.node_id not in self.model[tenant]:
+                self.model[tenant][each.node_id] = each
+                self.gone[tenant].discard(each.node_id)
         assert self.memory.vectors.count(tenant) == self.memory.graph.count(tenant)[0] == len(self.model[tenant])
 
     @rule(tenant=tenants, pair=st.tuples(numbers, numbers), relation=st.sampled_from(RELATIONS))
@@ -136,6 +148,75 @@ class Tenants(RuleBasedStateMachine):
     def optimize(self, tenant: str) -> None:
         self.memory.optimize(tenant)
 
+    @rule(tenant=tenants, which=st.lists(numbers, min_size=1, max_size=3), version=st.integers(0, 2), purge=rarely)
+    def remove(self, tenant: str, which: list[int], version: int, purge: bool) -> None:
+        ids = [f"n{number}v{version}" for number in which]
+        receipt = removal.remove(self.memory, tenant, ids, "x", purge=purge)
+        self.removed(tenant, receipt, set(ids))
+        self.gone[tenant] |= set(ids)  # those too that were not there
+
+    @rule(tenant=tenants, field=st.sampled_from(["source", "session", "user"]), value=st.integers(0, 3))
+    def remove_where(self, tenant: str, field: str, value: int) -> None:
+        name = f"{'u' if field == 'user' else 's'}{value}"
+        receipt = CALLS["remove_where"](self.memory, tenant, Filter(**{f"{field}s": (name,)}), "x", False)
+        ids = {node_id for node_id, n in self.model[tenant].items() if getattr(n, field) == name}
+        assert set(receipt.node_ids) == ids
+        self.removed(tenant, receipt, ids)
+
+    @rule(tenant=tenants)
+    def drop(self, tenant: str) -> None:
+        self.removed(tenant, removal.drop(self.memory, tenant, "x"), set(self.model[tenant]))
+        assert tenant not in self.memory.vectors.tenants()
+
+    def removed(self, tenant: str, receipt: Receipt, ids: set[str]) -> None:
+        there = self.model[tenant].keys() & ids
+        assert receipt.vectors == receipt.graph_nodes == len(there)
+        assert receipt.tenant == tenant
+        self.gone[tenant] |= there
+        for node_id in there:
+            del self.model[tenant][node_id]
+
+    @rule(tenant=tenants, number=numbers, version=st.integers(0, 2), direction=numbers)
+    def change(self, tenant: str, number: int, version: int, direction: int) -> None:
+        node_id, text = f"n{number}v{version}", f"{WORDS[direction % len(WORDS)]} changed by {tenant}"
+        if node_id not in self.model[tenant]:
+            with pytest.raises(Reject, match="no node"):
+                update(self.memory, tenant, node_id, {"quality": 0.5})
+            return
+        update(self.memory, tenant, node_id, {"text": text, "tokens": 3}, vector(direction))
+        own = self.model[tenant][node_id]
+        self.model[tenant][node_id] = dataclasses.replace(own, text=text, vector=vector(direction))
+
+    @rule(tenant=tenants, name=st.sampled_from(["a", "b"]))
+    def back_up(self, tenant: str, name: str) -> None:
+        if (tenant, name) in self.kept:
+            backups.remove(self.memory, tenant, name)
+            del self.kept[tenant, name]
+        elif self.model[tenant]:
+            backups.take(self.memory, tenant, name, "encoder")
+            self.kept[tenant, name] = dict(self.model[tenant]), set(self.gone[tenant])
+        listed = {one.name for one in backups.listed(self.memory, tenant)}
+        assert listed == {name for owner, name in self.kept if owner == tenant}
+
+    @rule(tenant=tenants, name=st.sampled_from(["a", "b"]))
+    def restore(self, tenant: str, name: str) -> None:
+        if (tenant, name) not in self.kept:
+            with pytest.raises(Reject, match="no export"):
+                backups.restore(self.memory, tenant, name, "encoder")
+            return
+        backups.restore(self.memory, tenant, name, "encoder")
+        own, gone = self.kept[tenant, name]
+        self.model[tenant], self.gone[tenant] = dict(own), set(gone)
+
+    @rule(tenant=tenants, owner=tenants, name=st.sampled_from(["a", "b"]))
+    def take_over(self, tenant: str, owner: str, name: str) -> None:
+        """What one tenant backed up is imported by another, on purpose."""
+        if (owner, name) in self.kept:
+            portable.add_all(self.memory, tenant, self.root / "backups" / owner / name, "encoder")
+            for node_id, each in self.kept[owner, name][0].items():
+                self.model[tenant].setdefault(node_id, each)
+                self.gone[tenant].discard(node_id)
+
     @rule()
     def restart(self) -> None:
         self.memory.close()
@@ -147,6 +228,8 @@ class Tenants(RuleBasedStateMachine):
             assert stored == {node_id: n.text for node_id, n in own.items()}
             for start, end, _, _ in self.memory.graph.edges(tenant):
                 assert {start, end} <= own.keys()
+            assert self.memory.graph.all_gone(tenant) == sorted(self.gone[tenant])
+            assert check(self.memory, tenant).sound
         self.memory.close()
         shutil.rmtree(self.root)
 

@@ -1,6 +1,7 @@
-"""The two files of ``evaluate memory``, checked: what is wrong is refused with file, line and remedy.
+"""A corpus and queries with known answers, checked: what is wrong is refused with file, line and remedy.
 
-Both are JSON Lines in UTF-8; empty lines are skipped, and keys other than those named here are passed over.
+``evaluate memory`` measures on these two files, ``jobs.train_attention`` learns from them. Both are JSON Lines in
+UTF-8; empty lines are skipped, and keys other than those named here are passed over.
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from operators.errors import Reject
-from operators.records import record
+from operators.records import F32, record
+from operators.stores.ports import Node
 
 
 @record
@@ -87,13 +89,28 @@ def read_queries(path: Path, corpus: list[Line]) -> list[Question]:
     return questions
 
 
+def as_node(line: Line, vector: F32, tokens: int, now: float) -> Node:
+    """``line`` as the memory keeps it; ``vector`` float32[dim]; ``now`` (Unix seconds) is its time if it has none."""
+    return Node(
+        node_id=line.id,
+        kind="interaction" if line.session else "document",
+        text=line.text,
+        vector=vector,
+        source=line.source,
+        session=line.session,
+        position=line.order,
+        tokens=tokens,
+        created_at=now if line.time is None else line.time,
+    )
+
+
 def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line number, object) of every line that is not empty."""
     try:
         data = path.read_bytes()
     except OSError as error:
         got = f"{path}: can't be read: {error.strerror or error}"
-        raise Reject("evaluate", got, "name a JSON Lines file that can be read") from error
+        raise Reject("gold files", got, "name a JSON Lines file that can be read") from error
     count = 0
     for number, raw in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), start=1):
         if not raw.strip():
@@ -111,7 +128,7 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         count += 1
         yield number, row
     if not count:
-        raise Reject("evaluate", f"{path}: line 1: the file is empty", "write at least one object a line into it")
+        raise Reject("gold files", f"{path}: line 1: the file is empty", "write at least one object a line into it")
 
 
 def _word(path: Path, number: int, row: dict[str, Any], key: str, needed: bool = True) -> str:
@@ -130,7 +147,7 @@ def _word(path: Path, number: int, row: dict[str, Any], key: str, needed: bool =
 
 
 def _bad(path: Path, number: int, got: str, remedy: str) -> Reject:
-    return Reject("evaluate", f"{path}: line {number}: {got}", remedy)
+    return Reject("gold files", f"{path}: line {number}: {got}", remedy)
 
 
 def _short(value: Any) -> str:
