@@ -39,6 +39,7 @@ from operators.engines.models import resolve
 from operators.engines.native import cores
 from operators.errors import Retry, RuvError, Stop
 from operators.files import find
+from operators.stores.memory import INGESTED
 
 FILES_A_BLOCK = 16
 """Files that go through the workers together; as many wait unwritten in each when the job is killed."""
@@ -75,7 +76,7 @@ def ingest(
     files = find(paths)
     report = Report(files=len(files))
     journal = Journal(
-        settings.data_dir / "memory" / "ingest.sqlite", memory=f"{door.url} {tenant}", settings=fingerprint(settings)
+        settings.data_dir / "memory" / INGESTED, memory=f"{door.url} {tenant}", settings=fingerprint(settings)
     )
     done = 0
 

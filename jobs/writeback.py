@@ -103,7 +103,9 @@ class Writer:
             return [self._settled(verdict, "below_threshold", "there is no text to remember")]
         principal = interaction.user or interaction.session
         if verdict.by == "model":  # what a user vouches for is the user's own
-            reason = self._quarantine.check(verdict.tenant, principal, question, answer, self._clock())
+            reason = await asyncio.to_thread(
+                self._quarantine.check, verdict.tenant, principal, question, answer, self._clock()
+            )
             if reason is not None:
                 return [self._settled(verdict, "quarantined", reason)]
         self._waiting.append(

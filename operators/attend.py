@@ -7,6 +7,7 @@ How nodes are ranked is in ``ranking.py``.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,6 +26,7 @@ from operators.ranking import attention_scores, similarity_scores
 from operators.records import Context, Embedded, Neighbourhood, Passage, Query, Route, record
 
 Ranking = Literal["attention", "similarity"]
+_log = logging.getLogger("ruvllm.attend")
 
 
 @record
@@ -109,6 +111,8 @@ class Attend(Operator[AttendInput, Context]):
         if not weights.trained and config.ranking == "attention":
             got = f"untrained weights in {config.checkpoint} for ranking 'attention'"
             raise Stop(self.name, got, "train them first, or set ranking: auto")
+        if not weights.trained:
+            _log.warning("attend: %s did not beat the untrained ranking; ranking by similarity", config.checkpoint)
         self.weights = weights if weights.trained else None
 
     async def close(self) -> None:
@@ -129,6 +133,9 @@ class Attend(Operator[AttendInput, Context]):
             weights: npt.NDArray[np.floating] = np.zeros_like(scores)
             share = self.config.min_relative
         else:
+            if self.weights.encoder not in ("", item.embedded.encoder):
+                got = f"weights for vectors of {self.weights.encoder}, vectors of {item.embedded.encoder}"
+                raise Stop(self.name, got, "train anew for this encoder, or set ranking: similarity")
             scores = weights = attention_scores(self.weights, item.embedded.vector, near)
             share = self.config.min_relative_attention
         if not np.isfinite(scores).all():

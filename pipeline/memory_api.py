@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import time
 import uuid
@@ -84,7 +85,7 @@ def install(app: FastAPI, service: Service, admitted: Admitted) -> None:
         changes = body.model_dump(exclude_unset=True, exclude_none=True)
         vector = None
         if body.text is not None:
-            changes["text"] = Masker(service.settings.privacy)(body.text)
+            changes["text"] = await asyncio.to_thread(Masker(service.settings.privacy), body.text)
             if not changes["text"].strip():
                 raise Reject("text", "blank", "give a text, or delete the node", 400, "text")
             encoded = await admitted(service.backend.encode([changes["text"]]))

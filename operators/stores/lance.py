@@ -7,9 +7,7 @@ same tests. Writes go to LanceDB first, always.
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import shutil
 import threading
 import time
 import warnings
@@ -19,40 +17,38 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from pydantic import Field
+from pydantic import Field, SecretStr
 
 from operators.base import Knobs
 from operators.errors import Reject, Stop
 from operators.records import Filter, Hits
 from operators.stores import fusion, lance_rows
-from operators.stores.kept import Kept
 from operators.stores.lance_search import search_table
+from operators.stores.lance_table import OpenTable, check_schema
+from operators.stores.places import Place
 from operators.stores.ports import Node, SearchRequest
 from operators.stores.tenants import check_nodes, check_tenant, check_vector
 from operators.stores.vendor import translate
 
 TABLE = "nodes"
-BATCH = 1024
-"""Rows in one batch of ``scan``."""
-
-
-@dataclasses.dataclass(slots=True)
-class _Tenant:
-    """An open table. ``lock`` is held by whoever writes or reloads; searches take it only to look at the version."""
-
-    table: Any
-    lock: threading.RLock
-    kept: Kept
-    version: int
-    checked: float
+SLICE = 1024
+"""Ids named in one statement."""
 
 
 class LanceStore:
-    """``VectorStore`` on LanceDB. ``dim``: length of the vectors; ``clock`` gives Unix seconds (expiry)."""
+    """``VectorStore`` on LanceDB. ``root`` holds the tenants' directories, unless ``config.uri`` names another place.
+
+    ``dim``: length of the vectors; ``clock`` gives Unix seconds (expiry)."""
 
     class Config(Knobs):
         """The knobs of the vector store."""
 
+        uri: str = Field("", pattern=r"^(s3://.+)?$")
+        """Where the vectors are kept instead of the data directory: ``s3://bucket/prefix``, in a bucket that exists and
+        whose storage honours conditional writes. The graph stays in the data directory."""
+        storage: dict[str, SecretStr] = Field(default_factory=dict)
+        """How to reach ``uri``, in LanceDB's words: ``aws_access_key_id``, ``aws_secret_access_key``, ``aws_region``,
+        ``aws_endpoint``, ``allow_http``. What is missing comes from the environment or the machine's role."""
         resident_rows: int = Field(50_000, ge=0)
         """Tenants up to this many rows are searched in memory, every row; 0: none are."""
         approximate_rows: int = Field(2_000_000, ge=0)
@@ -69,8 +65,10 @@ class LanceStore:
     def __init__(
         self, root: Path, dim: int, config: Config | None = None, clock: Callable[[], float] = time.time
     ) -> None:
-        self.root, self.dim, self.config, self.clock = Path(root), dim, config or self.Config(), clock
-        self._open: dict[str, _Tenant] = {}
+        self.dim, self.config, self.clock = dim, config or self.Config(), clock
+        options = {name: value.get_secret_value() for name, value in self.config.storage.items()}
+        self.place = Place(self.config.uri or root, options)
+        self._open: dict[str, OpenTable] = {}
         self._opening: dict[str, threading.Lock] = {}
         self._lock = threading.Lock()
         self._lancedb: Any = None
@@ -81,9 +79,7 @@ class LanceStore:
         import lancedb
 
         with self._door():
-            self.root.mkdir(parents=True, exist_ok=True)
-            if not os.access(self.root, os.W_OK | os.X_OK):
-                raise PermissionError(f"Permission denied: {self.root}")
+            self.place.prepare()
         self._lancedb = lancedb
 
     def upsert(self, tenant: str, nodes: Sequence[Node]) -> int:
@@ -95,11 +91,11 @@ class LanceStore:
         with self._door():
             opened = self._tenant(tenant) or self._create(tenant)
             with opened.lock:
-                self._refresh(opened, always=True)
+                opened.refresh(always=True)
                 merge = opened.table.merge_insert("id").when_matched_update_all().when_not_matched_insert_all()
                 result = merge.execute(lance_rows.table(unique, self.dim))
                 opened.kept.put(unique)
-                opened.version = result.version
+                opened.written()
                 return int(result.num_inserted_rows)
 
     def search(self, request: SearchRequest) -> Hits:
@@ -114,12 +110,12 @@ class LanceStore:
             opened = self._tenant(request.tenant)
             if opened is None:
                 return fusion.hits([], [], [], [], request.mode, self.dim)
-            self._refresh(opened)
+            opened.refresh()
             rows = opened.kept.answering(request.k)
             if rows is not None:
                 return fusion.search_resident(rows, request, self.clock())
-            ef = self.config.ef if self._has_hnsw(opened.table) else 0
-            return search_table(opened.table, request, where, ef, self._tokenize)
+            ef = self.config.ef if opened.has_hnsw() else 0
+            return search_table(opened.table, request, where, ef, self._tokenize, self.clock())
 
     def existing(self, tenant: str, node_ids: Sequence[str]) -> set[str]:
         """Which of ``node_ids`` are stored."""
@@ -127,7 +123,7 @@ class LanceStore:
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None or not node_ids:
                 return set()
-            self._refresh(opened)
+            opened.refresh()
             rows = opened.kept.rows
             if rows is not None:
                 return {node_id for node_id in node_ids if node_id in rows}
@@ -140,7 +136,7 @@ class LanceStore:
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None or not node_ids:
                 return {}
-            self._refresh(opened)
+            opened.refresh()
             where = lance_rows.one_of("id", sorted(set(node_ids)))
             rows = opened.table.search().where(where).select(lance_rows.COLUMNS).to_arrow()
             return {node.node_id: node for node in lance_rows.nodes(rows)}
@@ -151,11 +147,10 @@ class LanceStore:
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None:
                 return []
-            self._refresh(opened)
+            opened.refresh()
             condition = lance_rows.sql(where, self.clock(), expired)
             rows = opened.table.search().where(condition).select(["id", "created_at"]).to_arrow()
-            pairs = zip(rows["created_at"].to_pylist(), rows["id"].to_pylist(), strict=True)
-            return sorted(pairs, reverse=True)
+            return sorted(zip(rows["created_at"].to_pylist(), rows["id"].to_pylist(), strict=True), reverse=True)
 
     def remove(self, tenant: str, node_ids: Sequence[str]) -> int:
         """Remove nodes by id, durably; returns how many there were."""
@@ -164,12 +159,12 @@ class LanceStore:
             if opened is None or not node_ids:
                 return 0
             with opened.lock:
-                self._refresh(opened, always=True)
+                opened.refresh(always=True)
                 before = opened.table.count_rows()
-                for begin in range(0, len(node_ids), BATCH):
-                    opened.table.delete(lance_rows.one_of("id", node_ids[begin : begin + BATCH]))
+                for begin in range(0, len(node_ids), SLICE):
+                    opened.table.delete(lance_rows.one_of("id", node_ids[begin : begin + SLICE]))
                 opened.kept.remove(node_ids)
-                opened.version = opened.table.version
+                opened.written()
                 return int(before - opened.table.count_rows())
 
     def scan(self, tenant: str) -> Iterator[Sequence[Node]]:
@@ -177,13 +172,13 @@ class LanceStore:
         with self._door():
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is not None:
-                self._refresh(opened)
-                yield from self._read(opened.table)
+                opened.refresh()
+                yield from opened.read()
 
     def tenants(self) -> list[str]:
         """Tenants that have a database, sorted."""
         with self._door():
-            return sorted(path.name for path in self.root.glob("*") if self._written(path.name))
+            return self.place.tenants(TABLE)
 
     def count(self, tenant: str) -> int:
         """Number of nodes."""
@@ -191,7 +186,7 @@ class LanceStore:
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None:
                 return 0
-            self._refresh(opened)
+            opened.refresh()
             return int(opened.table.count_rows())
 
     def version(self, tenant: str) -> int:
@@ -200,7 +195,7 @@ class LanceStore:
             opened = self._tenant(check_tenant("memory", tenant))
             if opened is None:
                 return 0
-            self._refresh(opened)
+            opened.refresh()
             return int(opened.table.version)
 
     def optimize(self, tenant: str, *, purge: bool = False) -> None:
@@ -214,12 +209,12 @@ class LanceStore:
                 return
             if purge:  # compacting leaves removed rows where they are few, and their words in the index
                 with opened.lock:
-                    self._refresh(opened, always=True)
-                    self.replace(tenant, self._read(opened.table))
+                    opened.refresh(always=True)
+                    self.replace(tenant, opened.read())
                 opened = self._create(tenant)
             with opened.lock:
-                self._refresh(opened, always=True)
-                if opened.table.count_rows() >= self.config.index_rows and not self._has_hnsw(opened.table):
+                opened.refresh(always=True)
+                if opened.table.count_rows() >= self.config.index_rows and not opened.has_hnsw():
                     opened.table.create_index(
                         "vector", config=HnswSq(distance_type="cosine", num_partitions=1, m=32, ef_construction=200)
                     )
@@ -227,7 +222,7 @@ class LanceStore:
                 with warnings.catch_warnings():  # of readers of old versions: only this process reads them
                     warnings.filterwarnings("ignore", "optimize\\(cleanup_older_than=0\\)", UserWarning)
                     opened.table.optimize(cleanup_older_than=keep)
-                opened.version = opened.table.version
+                opened.written()
 
     def replace(self, tenant: str, nodes: Iterable[Sequence[Node]]) -> int:
         """Make ``nodes`` (in batches) all that the tenant has, in one step; returns how many."""
@@ -250,11 +245,7 @@ class LanceStore:
         """Remove the tenant, its files and all."""
         with self._door(), self._lock:
             self._open.pop(check_tenant("memory", tenant), None)
-            table = self.root / tenant / f"{TABLE}.lance"
-            if (table / "_versions").exists():  # in one step: whatever a crash leaves of it is no table any more
-                os.rename(table / "_versions", table / "dropped")
-            if (self.root / tenant).exists():
-                shutil.rmtree(self.root / tenant)
+            self.place.remove(tenant, TABLE)
 
     def close(self) -> None:
         """Release handles; safe to call twice."""
@@ -264,19 +255,13 @@ class LanceStore:
             self._open.clear()
             self._lancedb = None
 
-    # ------------------------------------------------------------------------------------------------ tables
-
-    def _tenant(self, tenant: str) -> _Tenant | None:
+    def _tenant(self, tenant: str) -> OpenTable | None:
         """The tenant's open table; ``None`` if nothing was ever written."""
         if tenant in self._open:
             return self._open[tenant]
-        return self._create(tenant) if self._written(tenant) else None
+        return self._create(tenant) if self.place.holds(tenant, TABLE) else None
 
-    def _written(self, tenant: str) -> bool:
-        """Whether the tenant's table was ever committed; a crash while making it may leave a directory without."""
-        return any((self.root / tenant / f"{TABLE}.lance" / "_versions").glob("*.manifest"))
-
-    def _create(self, tenant: str) -> _Tenant:
+    def _create(self, tenant: str) -> OpenTable:
         """Open the tenant's table, made if there is none. Two threads may come here at once: one waits."""
         with self._lock:
             if self._lancedb is None:
@@ -284,61 +269,26 @@ class LanceStore:
             lock = self._opening.setdefault(tenant, threading.Lock())
         with lock:
             if tenant not in self._open:
-                self._open[tenant] = self._open_table(tenant)
+                limits = self.config.resident_rows, self.config.approximate_rows
+                table = self._open_table(tenant)
+                self._open[tenant] = OpenTable(table, self.dim, limits, self.config.refresh_s, self._tokenize)
             return self._open[tenant]
 
-    def _open_table(self, tenant: str) -> _Tenant:
+    def _open_table(self, tenant: str) -> Any:
         from lancedb.index import FTS
 
-        database = self._lancedb.connect(self.root / tenant)
-        if self._written(tenant):
+        database = self._lancedb.connect(self.place.of(tenant), storage_options=self.place.options or None)
+        if self.place.holds(tenant, TABLE):
             table = database.open_table(TABLE)
         else:
             table = database.create_table(TABLE, schema=lance_rows.schema(self.dim), mode="overwrite")
         if not table.list_indices():  # new, or a crash came between the table and its index
             table.create_index("text", config=FTS(with_position=False, stem=True))
-        missing = set(lance_rows.COLUMNS) - set(table.schema.names)
-        if missing:
-            got = f"tenant {tenant!r} has no column {', '.join(sorted(missing))}: another version of RuvLLM wrote it"
-            raise Stop("memory", got, f"ingest its documents anew, into another directory than {self.root}")
-        held = table.schema.field("vector").type.list_size
-        if held != self.dim:
-            got = f"tenant {tenant!r} holds vectors of {held}, the encoder makes vectors of {self.dim}"
-            raise Stop("memory", got, f"use the encoder it was made with, or another directory than {self.root}")
-        limits = self.config.resident_rows, self.config.approximate_rows
-        kept = Kept(self.dim, self._tokenize, *limits, lambda size: self._read(table, size))
-        opened = _Tenant(table, threading.RLock(), kept, table.version, time.monotonic())
-        kept.open(table.count_rows())
-        return opened
-
-    def _refresh(self, opened: _Tenant, always: bool = False) -> None:
-        """Take over what other processes wrote, at most every ``refresh_s``."""
-        if not always and time.monotonic() - opened.checked < self.config.refresh_s:
-            return
-        if not opened.lock.acquire(blocking=always):
-            return  # somebody writes or tidies up: no search waits for that
-        try:
-            opened.checked = time.monotonic()
-            opened.table.checkout_latest()
-            version = opened.table.version
-            if version == opened.version:
-                return
-            opened.kept.refresh(opened.table.count_rows())
-            opened.version = version
-        finally:
-            opened.lock.release()
+        check_schema(table, tenant, self.dim, str(self.place))
+        return table
 
     def _tokenize(self, text: str) -> list[str]:
         return [token.text for token in self._lancedb.tokenize(text, stem=True)]
-
-    @staticmethod
-    def _has_hnsw(table: Any) -> bool:
-        return any("vector" in index.columns for index in table.list_indices())
-
-    @staticmethod
-    def _read(table: Any, size: int = BATCH) -> Iterator[list[Node]]:
-        for batch in table.search().select(lance_rows.COLUMNS).to_batches(size):
-            yield lance_rows.nodes(batch)
 
     @contextmanager
     def _door(self) -> Iterator[None]:
@@ -346,4 +296,4 @@ class LanceStore:
         try:
             yield
         except (OSError, RuntimeError) as e:
-            raise translate("memory", e, self.root) from e
+            raise translate("memory", e, self.place) from e

@@ -17,8 +17,11 @@ from operators.stores.ports import Node, SearchRequest
 from operators.stores.resident import speaker
 
 
-def search_table(table: Any, request: SearchRequest, where: str, ef: int, tokenize: Callable[[str], list[str]]) -> Hits:
-    """The best ``k`` rows of ``table`` that pass ``where`` (SQL). ``ef``: candidates that HNSW looks at, 0 without."""
+def search_table(
+    table: Any, request: SearchRequest, where: str, ef: int, tokenize: Callable[[str], list[str]], now: float
+) -> Hits:
+    """The best ``k`` rows of ``table`` that pass ``where`` (SQL). ``ef``: candidates that HNSW looks at, 0 without.
+    ``now`` is Unix seconds, for the prior."""
     deep = fusion.depth(request.k)
     nodes: dict[str, Node] = {}
     text_score: dict[str, float] = {}
@@ -39,7 +42,14 @@ def search_table(table: Any, request: SearchRequest, where: str, ef: int, tokeni
     cosine = fusion.cosines(rows_, request.vector)
     asked = set(tokenize(request.text))
     named = np.array([not asked.isdisjoint(tokenize(speaker(node.text))) for node in rows_], np.bool_)
-    scores = fusion.fuse(request.mode, words, cosine, cosine, named)
+    most = 0.0
+    if rows_ and asked and words.max() > 0:  # LanceDB doesn't tell idf: judge by the share of words the best row has
+        has = asked & set(tokenize(rows_[int(words.argmax())].text))
+        most = float(words.max()) * len(asked) / max(len(has), 1)
+    created = np.array([node.created_at for node in rows_], np.float64)
+    quality = np.array([node.quality for node in rows_], np.float32)
+    prior = fusion.prior_of(request.prior, created, quality, now)
+    scores = fusion.fuse(request.mode, words, cosine, cosine, named, most=most, prior=prior)
     chosen = fusion.best(rows_, np.arange(len(rows_)), scores, cosine, request.k)
     return fusion.hits(
         [rows_[i] for i in chosen],

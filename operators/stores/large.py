@@ -238,7 +238,7 @@ class Large(Resident):
     def _around(self, rows: Rows, n: int) -> Rows:
         """The rows within reach of each of ``rows``, itself first, -1 for none: int64[m, 1 + 2 · REACH]."""
         columns = [rows]
-        for links in (self._strands._before, self._strands._after):
+        for links in (self._strands.before, self._strands.after):
             step = rows
             for _ in range(REACH):
                 step = np.where(step >= 0, links[step], -1)

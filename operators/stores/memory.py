@@ -50,6 +50,8 @@ class Tenant:
     took: float = 0.0
 
 
+INGESTED = "ingest.sqlite"
+"""File beside the snapshots in which the ingest job notes what it has brought in."""
 SHARE = 0.2
 """Publishing takes at most this share of the time: a large tenant's snapshots come less often."""
 
@@ -229,6 +231,11 @@ class Memory:
             state.dirty_since, state.published_at = None, self._monotonic()
             state.took = state.published_at - began
             return version
+
+    def forget_ingested(self) -> None:
+        """Documents went: the journal of what was ingested no longer holds, and the next ingest reads everything."""
+        for tail in ("", "-wal", "-shm", "-journal"):
+            (self.directory.parent / f"{INGESTED}{tail}").unlink(missing_ok=True)
 
     def touch(self, tenant: str) -> None:
         """Something changed that the next snapshot has to show."""

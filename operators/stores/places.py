@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -47,10 +48,11 @@ class Place:
         """The tenant's database, as LanceDB takes it."""
         return f"{self.root.rstrip('/')}/{tenant}"
 
-    def tenants(self) -> list[str]:
-        """Names that have a directory, sorted."""
+    def tenants(self, table: str) -> list[str]:
+        """Names that have such a table, sorted."""
         files, path = self._files()
-        return sorted(found.base_name for found in files.get_file_info(_selector(path)))
+        names = sorted(found.base_name for found in files.get_file_info(_selector(path)))
+        return [name for name in names if self.holds(name, table)]
 
     def holds(self, tenant: str, table: str) -> bool:
         """Whether the tenant's table was ever committed; a crash while making it may leave a directory without."""
@@ -58,13 +60,21 @@ class Place:
         inside = files.get_file_info(_selector(f"{path}/{tenant}/{table}.lance/_versions"))
         return any(found.path.endswith(".manifest") for found in inside)
 
-    def remove(self, tenant: str) -> None:
-        """Remove the tenant's directory with all that is in it."""
+    def remove(self, tenant: str, table: str) -> None:
+        """Remove the tenant's directory with all that is in it; what a crash leaves of it is no table any more."""
+        if not self.remote:
+            folder = Path(self.root) / tenant
+            if (folder / f"{table}.lance" / "_versions").exists():  # in one step
+                os.rename(folder / f"{table}.lance" / "_versions", folder / f"{table}.lance" / "dropped")
+            if folder.exists():
+                shutil.rmtree(folder)
+            return
         from pyarrow.fs import FileType
 
         files, path = self._files()
-        if files.get_file_info(f"{path}/{tenant}").type != FileType.NotFound:
-            files.delete_dir(f"{path}/{tenant}")
+        for prefix in (f"{path}/{tenant}/{table}.lance/_versions", f"{path}/{tenant}"):
+            if files.get_file_info(prefix).type != FileType.NotFound:
+                files.delete_dir(prefix)
 
     def _files(self) -> tuple[Any, str]:
         """The file system, and the root's path in it."""

@@ -186,6 +186,7 @@ def _replace(memory: Memory, tenant: str, directory: Path) -> None:
         memory.graph.replace(tenant, ids, _edges(directory), gone=_gone(directory))
         memory.at("replaced graph")
         # 4
+        memory.forget_ingested()
         memory.publish(tenant, keep=1)
         memory.forget(tenant)
     # 5

@@ -68,6 +68,8 @@ def drop(memory: Memory, tenant: str, reason: str) -> Receipt:
 def resume(memory: Memory) -> list[Receipt]:
     """Finish what a crash interrupted."""
     intents = [decode(Receipt, path.read_bytes()) for path in sorted(_folder(memory, "removing").glob("*.json"))]
+    if intents:
+        memory.forget_ingested()  # which were documents can't be told any more
     return [_carry_out(memory, intent) for intent in intents]
 
 
@@ -123,6 +125,8 @@ def _carry_out(memory: Memory, intent: Receipt) -> Receipt:
         memory.at("removed from graph")
         # 4
         state.maker.forget(known)
+        if intent.whole_tenant or any(node.kind == "document" for node in known):
+            memory.forget_ingested()
         state.domains.learn(known, -1)
         snapshot = memory.publish(tenant, keep=1)
         if intent.purged and not intent.whole_tenant:

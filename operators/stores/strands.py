@@ -55,20 +55,20 @@ class Layout:
 
 
 class Strands:
-    """The order of rows in their strands, kept as links. The caller holds a lock.
+    """The order of rows in their strands, kept as links: ``before``, ``after`` int32[n], -1 for none. Needs a lock.
 
     Rows of one strand with the same position have no order, so they are not neighbours.
     """
 
     def __init__(self) -> None:
         self._order: dict[tuple[str, str], list[tuple[int, str, int]]] = {}  # strand → (position, node id, row)
-        self._before, self._after = np.zeros(0, np.int32), np.zeros(0, np.int32)
+        self.before, self.after = np.zeros(0, np.int32), np.zeros(0, np.int32)
         self._layout: Layout | None = None  # made when asked for, and again after a change
 
     def grow(self, size: int) -> None:
         """Room for ``size`` rows."""
-        more = np.full(size - len(self._before), -1, np.int32)
-        self._before, self._after = np.concatenate([self._before, more]), np.concatenate([self._after, more])
+        more = np.full(size - len(self.before), -1, np.int32)
+        self.before, self.after = np.concatenate([self.before, more]), np.concatenate([self.after, more])
 
     def add(self, node: Node, row: int) -> None:
         """Put ``row`` in its place."""
@@ -87,7 +87,7 @@ class Strands:
             order = self._order[key]
             at = bisect_left(order, (node.position, node.node_id, row))
             del order[at]
-            self._before[row] = self._after[row] = -1
+            self.before[row] = self.after[row] = -1
             if not order:
                 del self._order[key]
                 return
@@ -98,13 +98,13 @@ class Strands:
         one, two = order[at] if at >= 0 else None, order[at + 1] if at + 1 < len(order) else None
         apart = one is not None and two is not None and one[0] != two[0]
         if one is not None:
-            self._after[one[2]] = two[2] if two is not None and apart else -1
+            self.after[one[2]] = two[2] if two is not None and apart else -1
         if two is not None:
-            self._before[two[2]] = one[2] if one is not None and apart else -1
+            self.before[two[2]] = one[2] if one is not None and apart else -1
 
     def neighbours(self, row: int) -> tuple[int, int]:
         """The rows before and after ``row``, -1 for none."""
-        return int(self._before[row]), int(self._after[row])
+        return int(self.before[row]), int(self.after[row])
 
     def layout(self, n: int) -> Layout:
         """A place for each of the first ``n`` rows, which are all. A few milliseconds after a change, else nothing."""
@@ -113,7 +113,7 @@ class Strands:
             alone = np.ones(n, np.bool_)
             alone[held] = False
             rows = np.concatenate([held, np.flatnonzero(alone).astype(np.int32)])
-            gaps = REACH * np.cumsum(self._before[rows] < 0)  # before whatever follows nothing
+            gaps = REACH * np.cumsum(self.before[rows] < 0)  # before whatever follows nothing
             place = np.empty(n, np.intp)
             place[rows] = np.arange(n) + gaps
             self._layout = Layout(place, n + int(gaps[-1]) + REACH if n else 0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from operators.errors import Retry, Stop
 
 _FATAL = (
@@ -16,7 +14,7 @@ _FATAL = (
 )
 
 
-def translate(who: str, error: Exception, path: Path) -> Retry | Stop:
+def translate(who: str, error: Exception, path: object) -> Retry | Stop:
     """``Stop`` for a place that can't be used or a full disk, ``Retry`` for all else that storage may report."""
     text = str(error)
     if any(words in text.lower() for words in _FATAL):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     *("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf"),
-    *("phonenumbers", "stdnum"),
+    *("phonenumbers", "stdnum", "faiss"),
 )
 KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
 KNOWS_TORCH = {

@@ -17,6 +17,7 @@ from operators.stores import fusion, kept, large
 from operators.stores.faiss_index import FaissIndex
 from operators.stores.kept import Kept
 from operators.stores.lance import LanceStore
+from operators.stores.lance_table import OpenTable
 from operators.stores.large import Large
 from operators.stores.packed import Chosen, PackedNodes
 from operators.stores.ports import Node, SearchRequest
@@ -220,16 +221,16 @@ def test_nodes_are_unpacked_as_they_were() -> None:
 class Gate:
     """Reading the table waits at the gate until it is opened."""
 
-    def __init__(self, store: LanceStore, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.reached, self.opened, read = threading.Event(), threading.Event(), store._read
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.reached, self.opened, read = threading.Event(), threading.Event(), OpenTable.read
 
-        def gated(table: Any, size: int = 1024) -> Iterator[list[Node]]:
+        def gated(table: OpenTable, size: int = 1024) -> Iterator[list[Node]]:
             if size == kept.PIECE:
                 self.reached.set()
                 assert self.opened.wait(DEADLINE)
             yield from read(table, size)
 
-        monkeypatch.setattr(store, "_read", gated)
+        monkeypatch.setattr(OpenTable, "read", gated)
 
 
 @pytest.fixture
@@ -267,7 +268,7 @@ def found(store: LanceStore, text: str, vector: Any, k: int = 10) -> list[tuple[
 def test_a_tenant_that_grows_is_searched_all_the_time_and_the_same(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     store = make()
     store.upsert("t", TURNS[:200])
-    gate = Gate(store, monkeypatch)
+    gate = Gate(monkeypatch)
     store.upsert("t", TURNS[200:250])
     assert gate.reached.wait(DEADLINE)
     held = store._open["t"].kept
@@ -297,7 +298,7 @@ def test_while_a_large_tenant_is_opened_lancedb_answers_and_afterwards_all_is_as
     assert first._open["t"].kept.rows._index is not None  # type: ignore[union-attr]
     first.close()
     second = make()
-    gate = Gate(second, monkeypatch)
+    gate = Gate(monkeypatch)
     assert found(second, *queries[0])[0][0] == "n0"
     held = second._open["t"].kept
     assert held.rows is None

@@ -14,7 +14,7 @@ from operators.records import Filter, encode
 from operators.stores import removal
 from operators.stores.consistency import check
 from operators.stores.lifecycle import page
-from operators.stores.memory import Memory
+from operators.stores.memory import INGESTED, Memory
 from tests.operators.stores.memory_kit import (
     NODES,
     NOW,
@@ -205,3 +205,14 @@ def test_who_waited_for_a_drop_writes_to_the_tenant_that_is_there_now(memory: Me
             pass
     thread.join(10)
     assert states == [new]
+
+
+def test_documents_that_went_are_ingested_again(memory: Memory) -> None:
+    """The journal of the ingest job tells what the memory holds; an answer that goes changes nothing there."""
+    journal = memory.directory.parent / INGESTED
+    journal.write_bytes(b"x")
+    answer, document = (next(n.node_id for n in NODES if n.kind == kind) for kind in ("interaction", "document"))
+    removal.remove(memory, "acme", [answer, "nobody"], "test")
+    assert journal.exists()
+    removal.remove(memory, "acme", [document], "test")
+    assert not journal.exists()

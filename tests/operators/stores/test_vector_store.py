@@ -552,7 +552,7 @@ def test_a_drop_that_was_killed_leaves_no_tenant_that_cannot_be_opened(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("operators.stores.lance.shutil.rmtree", killed)
+        patch.setattr("operators.stores.places.shutil.rmtree", killed)
         with pytest.raises(KeyboardInterrupt):
             store.drop("acme")
     again = make()
