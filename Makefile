@@ -7,13 +7,14 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help serve install install-dev check format lint types contracts test soak faults bench docs lock clean
+.PHONY: help serve install install-dev check format lint types contracts test soak faults test-s3 bench docs lock clean
 
 help:
 	@echo "make serve    set up and start the service on the local profile (http://127.0.0.1:8000)"
 	@echo "make test     set up and run the tests"
 	@echo "make check    format, lint, types, import contracts, tests"
 	@echo "make faults   kill -9 at every step of writing back and removing (a few minutes)"
+	@echo "make test-s3  the vector store on S3-compatible storage, against a local server"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
 	@echo "make docs     regenerate docs/configuration.md"
@@ -77,6 +78,11 @@ soak: install-dev
 faults: install-dev
 	RUVLLM_FAULTS=all $(BIN)/pytest tests/faults
 
+# The server has an environment of its own: its dependencies are none of ours.
+test-s3: install-dev
+	$(PYTHON) -m venv build/s3 && build/s3/bin/pip install -q --require-hashes -r requirements/s3.lock
+	RUVLLM_TEST_S3=$(CURDIR)/build/s3/bin/moto_server $(BIN)/pytest tests/operators/stores/test_s3.py
+
 bench: $(VENV)/.installed-bench
 	$(BIN)/python -m tests.bench
 
@@ -90,6 +96,8 @@ lock:
 	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
 	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
+	build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
+	  --no-emit-trusted-host -o requirements/s3.lock requirements/s3.in
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

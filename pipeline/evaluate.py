@@ -65,7 +65,8 @@ async def evaluate_memory(
     total = len(lines) + len(questions)
     embed = Embed(settings.embed, settings.data_dir / "cache")
     with tempfile.TemporaryDirectory(prefix="ruvllm-evaluate-") as scratch:
-        memory = make_memory(settings.model_copy(update={"data_dir": Path(scratch)}))
+        here = settings.vectors.model_copy(update={"uri": ""})
+        memory = make_memory(settings.model_copy(update={"data_dir": Path(scratch), "vectors": here}))
         memory.open()
         try:
             await embed.start()

@@ -6,8 +6,10 @@ Ray and Serve read most of what matters from the environment, once, when they ar
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
+import random
 import secrets
 import socket
 import stat
@@ -32,6 +34,10 @@ ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 os.execv("{haproxy}", ["{haproxy}", *sys.argv[1:]])
 PROGRAM
 """
+
+
+FREE = range(21_000, 30_000)
+"""Where our own ports are looked for: above Ray's workers, below Serve's replicas (30,000) and connections (32,768)."""
 
 
 def prepare(settings: Settings) -> dict[str, str]:
@@ -112,12 +118,12 @@ def start(settings: Settings) -> str:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports nobody listens on now; they are held together so that all differ."""
-    held = [socket.socket() for _ in range(count)]
-    try:
-        for each in held:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in held]
-    finally:
-        for each in held:
-            each.close()
+    """Ports nobody uses now, below those that the system gives to connections: a minute passes until they are bound."""
+    found: list[int] = []
+    for port in random.sample(FREE, len(FREE)):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            found.append(port)
+        if len(found) == count:
+            return found
+    raise Stop("ray", f"no {count} free ports from {FREE.start} to {FREE.stop}", "end what holds them")

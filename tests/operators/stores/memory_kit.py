@@ -45,6 +45,7 @@ def build(
         KuzuGraph(root / "graph.db", KuzuGraph.Config(buffer_pool_bytes=64 << 20, max_bytes=1 << 30)),
         root / "snapshots",
         clock=clock,
+        monotonic=lambda: NOW,  # publishing takes no time, so the next one is due at once
         at=at,
     )
     memory.open()
