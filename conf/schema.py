@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from conf.promotion import Promotion
 from conf.train_attention import TrainAttention
 from operators.attend import Attend
 from operators.base import Knobs
@@ -26,6 +27,7 @@ from operators.prompts import TEMPLATES
 from operators.quarantine import Quarantine
 from operators.route import Router
 from operators.search import Search
+from operators.stores.events import Events
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
 from operators.stores.memory import Memory
@@ -125,19 +127,6 @@ class Sessions(Knobs):
     """Seconds without a turn after which a session is forgotten."""
 
 
-class Events(Knobs):
-    """The event log that the learning path reads."""
-
-    path: str = f"{DATA_DIR}/events.sqlite"
-    """SQLite file of the log."""
-    partitions: int = Field(4, ge=1, le=256)
-    """Partitions of every topic. Fixed once the topics exist: keys would change their partition."""
-    retention_days: float = Field(30.0, gt=0)
-    """Days after which events are removed; the judge job does it, once an hour."""
-    queue: int = Field(1000, ge=1)
-    """Events that may wait in memory to be written."""
-
-
 class JudgeJob(Knobs):
     """The process that rates interactions after the user has the answer. How it rates is ``judge``."""
 
@@ -220,6 +209,8 @@ class Settings(Knobs):
     """The job that runs ``judge``."""
     train_attention: TrainAttention = TrainAttention()
     """Training of the ranking in ``attend``."""
+    promotion: Promotion = Promotion()
+    """How new weights of the router come to decide."""
     maintain: MaintainJob = MaintainJob()
     """The job that maintains the memory."""
     writeback: WritebackJob = WritebackJob()

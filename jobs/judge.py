@@ -13,7 +13,6 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from conf.schema import Settings
 from jobs.consumer import Consumer, Out, Seen, always, read_record
@@ -23,6 +22,7 @@ from operators.engines.make import make_engine
 from operators.errors import RuvError
 from operators.judge import Judge
 from operators.records import Interaction, encode
+from operators.stores.events import Events
 from operators.stores.make import open_log
 from operators.stores.ports import Event, EventLog
 from operators.stores.topics import (
@@ -132,8 +132,8 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     engine = make_engine(
         job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
     )
-    with contextlib.closing(open_log(Path(settings.events.path), settings.events.partitions)) as log:
-        tidy = asyncio.create_task(_tidy(log, settings.events.retention_days * 86400))
+    with contextlib.closing(open_log(settings.events)) as log:
+        tidy = asyncio.create_task(_tidy(log, settings.events))
         try:
             judging = run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)
             await asyncio.gather(judging, feedback_consumer(log, idle_s=job.poll_s).run(stop))
@@ -141,12 +141,12 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
             tidy.cancel()
 
 
-async def _tidy(log: EventLog, max_age_s: float) -> None:
-    while True:
+async def _tidy(log: EventLog, events: Events) -> None:
+    while events.kind == "sqlite":  # Kafka removes by itself what is old
         try:
             for topic in log.topics():
                 if topic != ROUTER_UPDATES:  # compacted: its newest event is the state, however old
-                    await asyncio.to_thread(log.retain, topic, max_age_s=max_age_s)
+                    await asyncio.to_thread(log.retain, topic, max_age_s=events.retention_days * 86400)
         except RuvError as error:
             print(f"judge: could not remove old events: {error}", file=sys.stderr)
         await asyncio.sleep(TIDY_S)

@@ -178,12 +178,12 @@ async def run(given: argparse.Namespace, settings: Settings) -> dict[str, Any]:
     memory = memory_in(root, dim, settings.memory, settings.vectors, settings.graph)
     memory.open()
     try:
-        with contextlib.closing(open_log(Path(settings.events.path), settings.events.partitions)) as log:
+        with contextlib.closing(open_log(settings.events)) as log:
             async with Surroundings(settings, memory) as around:
                 examples = await from_events(log, around, settings.train_attention.min_verdict)
         if not examples:
             least = settings.train_attention.min_verdict
-            got = f"no interaction with passages and a verdict of at least {least} in {settings.events.path}"
+            got = f"no interaction with passages and a verdict of at least {least} in the event log"
             raise Reject(WHO, got, "let the judge rate more of them, or lower train_attention.min_verdict")
         return await train(examples, settings, given.out)
     finally:

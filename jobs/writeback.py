@@ -21,7 +21,6 @@ import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
-from pathlib import Path
 from typing import Any, Protocol
 
 from conf.schema import Settings
@@ -241,7 +240,7 @@ def writeback_consumer(
 async def serve(settings: Settings, stop: asyncio.Event) -> None:
     """The job of a profile, until ``stop``."""
     config = settings.writeback
-    log = open_log(Path(settings.events.path), settings.events.partitions)
+    log = open_log(settings.events)
     with contextlib.closing(log), contextlib.closing(ServiceDoor(settings)) as door:
         masker, quarantine = Masker(settings.privacy), Quarantine(settings.quarantine)
         job = Writer(log, door, masker, quarantine, config.min_quality)

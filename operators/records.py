@@ -271,6 +271,20 @@ class FeatureEffect:
 
 
 @record
+class ShadowRoute:
+    """What a checkpoint that is only watched would have done: its ``tier`` and its ``confidence``.
+
+    ``propensity`` is the chance that it gives to the tier that was really taken; divided by the route's own, it says
+    how much the verdict of this turn tells of the watched checkpoint.
+    """
+
+    checkpoint: str
+    tier: str
+    confidence: float
+    propensity: float
+
+
+@record
 class Route:
     """The routing decision. ``propensity`` is the probability with which all drawn parts were drawn together.
 
@@ -278,6 +292,7 @@ class Route:
     ``"context_tokens"``) to its own probability. ``confidence`` in [0, 1] is the calibrated probability that the
     verdict will reach the threshold. ``hidden`` float32[64] is the session's next state, ``features`` float32[128] what
     was read. ``reason``: ``router``, ``explored``, ``low_confidence`` (the safe route) or ``caller`` (named the tier).
+    ``checkpoint`` names the weights that decided, ``shadow`` is what others, which are only watched, would have done.
     """
 
     tier: str
@@ -293,6 +308,7 @@ class Route:
     hidden: F32
     features: F32
     explanation: tuple[FeatureEffect, ...] = ()
+    shadow: ShadowRoute | None = None
 
 
 @record
@@ -451,6 +467,30 @@ class Writeback:
     similarity: float = 0.0
     jaccard: float = 0.0
     reason: str = ""
+    schema_version: int = SCHEMA_VERSION
+
+
+@record
+class Rollout:
+    """Which checkpoints of a router act from now on. ``version`` counts the changes, from 1.
+
+    ``active`` decides. ``shadow`` decides nothing, but what it would have done is recorded. ``canary`` decides in a
+    ``share`` of the sessions, in [0, 1]. ``before`` are those that were active earlier, the last one first: what a
+    rollback goes back to. While ``frozen``, nothing is promoted by itself. ``by``: ``learn``, ``alarm`` or ``admin``.
+    """
+
+    event_id: str
+    router: str
+    version: int
+    active: str
+    shadow: str | None = None
+    canary: str | None = None
+    share: float = 0.0
+    before: tuple[str, ...] = ()
+    frozen: bool = False
+    reason: str
+    by: Literal["learn", "alarm", "admin"]
+    created_at: float
     schema_version: int = SCHEMA_VERSION
 
 

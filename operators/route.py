@@ -4,6 +4,8 @@ The policy is written so that its propensities are exact in every case. Tier and
 distribution: the softmax of the logits over what is allowed or, below the confidence threshold, all mass on the safe
 route; then ``(1 − ε)·base + ε·uniform``. The context size is drawn given the tier, so the joint propensity is the
 product. ``deterministic`` puts all mass on the best choice, a caller's tier all mass on that tier.
+
+Which weights decide is one immutable object, read once a decision; ``swap`` replaces it (``networks.acting``).
 """
 
 from __future__ import annotations
@@ -18,8 +20,8 @@ from pydantic import Field
 from operators.base import Knobs, Operator
 from operators.errors import Reject, Retry, Stop
 from operators.networks import drawing, fastgrnn, reading
+from operators.networks.acting import Active, starting
 from operators.networks.explaining import explain
-from operators.networks.prior import prior
 from operators.records import (
     HIDDEN,
     Embedded,
@@ -29,6 +31,7 @@ from operators.records import (
     Query,
     Route,
     SessionState,
+    ShadowRoute,
     record,
 )
 from operators.tiers import SLOTS, Tier
@@ -68,7 +71,8 @@ class Router(Operator[RouteInput, Route]):
         """Knobs of the router. The network's sizes are fixed: 128 features, hidden 64."""
 
         checkpoint: str = ""
-        """Path of a router checkpoint (safetensors); empty starts from the documented prior."""
+        """Path of a router checkpoint (safetensors) to start from; empty starts from the documented prior. What was
+        promoted acts in its place."""
         tied: bool = True
         """Whether gate and candidate of the prior share W and U; a checkpoint says by itself which form it has."""
         confidence_threshold: float = Field(default=0.35, ge=0.0, le=1.0)
@@ -103,30 +107,40 @@ class Router(Operator[RouteInput, Route]):
         self._slots = reading.slots({tier.name: tier.slot for tier in tiers}, {t.name: t.model.id for t in tiers})
         dearest = max(tier.cost for tier in tiers)
         self._cost = {tier.slot: tier.cost / dearest for tier in tiers}
-        self._snapshot: fastgrnn.Snapshot | None = None
+        self._active: Active | None = None
 
     async def start(self) -> None:
         """Load the checkpoint, or make the prior. Raises ``Stop`` if the checkpoint is missing or unfit."""
-        path = self.config.checkpoint
-        self._snapshot = fastgrnn.Snapshot.load(path) if path else prior(tied=self.config.tied)
+        self._active = Active(starting(self.config.checkpoint, tied=self.config.tied))
 
     async def run(self, batch: Sequence[RouteInput]) -> list[Route]:
         """A route for every input, in order."""
         return [self.decide(item) for item in batch]
 
     @property
+    def active(self) -> Active:
+        """Which weights decide. Raises ``Stop`` before ``start``."""
+        if self._active is None:
+            raise Stop(self.name, "no weights yet", "await start() before routing")
+        return self._active
+
+    @property
     def snapshot(self) -> fastgrnn.Snapshot:
         """The active weights. Raises ``Stop`` before ``start``."""
-        if self._snapshot is None:
-            raise Stop(self.name, "no weights yet", "await start() before routing")
-        return self._snapshot
+        return self.active.snapshot
 
     def swap(self, snapshot: fastgrnn.Snapshot) -> fastgrnn.Snapshot:
-        """Route with ``snapshot`` from the next decision on and return the old weights.
+        """Route with ``snapshot`` alone from the next decision on and return the old weights."""
+        return self.act(Active(snapshot)).snapshot
 
-        One reference is replaced, which is atomic: a decision under way keeps its weights, and nobody waits.
+    def act(self, active: Active) -> Active:
+        """Route as ``active`` says from the next decision on and return what did before.
+
+        One reference is replaced, which is atomic: a decision under way keeps its weights, and nobody waits. Sessions
+        keep their hidden state: it was written by other weights, but these are its descendants and read the same 64
+        numbers, while a session that lost it would route like a new one.
         """
-        old, self._snapshot = self.snapshot, snapshot
+        old, self._active = self.active, active
         return old
 
     def decide(self, item: RouteInput) -> Route:
@@ -137,13 +151,15 @@ class Router(Operator[RouteInput, Route]):
             Reject: the caller named an unknown tier, or gave a ``quality_bias`` outside [0, 1].
             Stop: the embedding or the session's hidden state is not what the network reads.
         """
-        snapshot, config, query = self.snapshot, self.config, item.query
+        active, config, query = self.active, self.config, item.query
+        snapshot = active.deciding(query.tenant, query.session)
         named = self._named(query)
         tiers = self._available(item.load, named)
         hidden = item.session.hidden
         if hidden.shape != (HIDDEN,):
             raise Stop(self.name, f"hidden state of shape {hidden.shape}", f"start sessions with float32[{HIDDEN}]")
-        x = reading.read(query, item.session, item.load, item.embedded, item.hits, item.neighbourhood, self._slots)
+        raw = reading.read(query, item.session, item.load, item.embedded, item.hits, item.neighbourhood, self._slots)
+        x = snapshot.recall(raw)
         out = snapshot.forward(x, hidden)
         confidence = float(out.confidence)
         if not math.isfinite(confidence):
@@ -151,10 +167,7 @@ class Router(Operator[RouteInput, Route]):
         cautious = confidence < config.confidence_threshold
         u_tier, u_context = drawing.uniforms(config.seed, query.interaction_id)
 
-        price = 2.0 * config.cost_weight * (1.0 - query.quality_bias)
-        preference = out.tier.tolist()
-        safe = _nearest(tiers, config.safe.slot) if cautious else None
-        best, chances = self._policy([preference[t.slot] - price * self._cost[t.slot] for t in tiers], safe)
+        best, chances = self._tiers_of(snapshot, out, query, tiers)
         drawn = drawing.pick(chances, u_tier)
         tier, tier_chance = tiers[drawn], chances[drawn]
 
@@ -188,6 +201,38 @@ class Router(Operator[RouteInput, Route]):
             hidden=out.hidden,
             features=x,
             explanation=explain(snapshot, x, hidden, tier.slot, config.explained) if query.explain else (),
+            shadow=None if active.shadow is None else self._watched(active.shadow, raw, hidden, query, tiers, drawn),
+        )
+
+    def _tiers_of(
+        self, snapshot: fastgrnn.Snapshot, out: fastgrnn.Outputs, query: Query, tiers: Sequence[Tier]
+    ) -> tuple[int, list[float]]:
+        """The preferred one of ``tiers`` and the chance of each."""
+        config, preference = self.config, snapshot.preference(out.tier)
+        price = 2.0 * config.cost_weight * (1.0 - query.quality_bias)
+        safe = _nearest(tiers, config.safe.slot) if float(out.confidence) < config.confidence_threshold else None
+        return self._policy([preference[t.slot] - price * self._cost[t.slot] for t in tiers], safe)
+
+    def _watched(
+        self,
+        shadow: fastgrnn.Snapshot,
+        raw: fastgrnn.Vector,
+        hidden: fastgrnn.Vector,
+        query: Query,
+        tiers: Sequence[Tier],
+        taken: int,
+    ) -> ShadowRoute | None:
+        """What ``shadow`` would have done, from the same state and the same draw; ``None`` if it gives no number."""
+        out = shadow.forward(shadow.recall(raw), hidden)
+        _, chances = self._tiers_of(shadow, out, query, tiers)
+        if not math.isfinite(float(out.confidence)) or not math.isfinite(sum(chances)):
+            return None
+        would = drawing.pick(chances, drawing.uniforms(self.config.seed, query.interaction_id)[0])
+        return ShadowRoute(
+            checkpoint=shadow.checkpoint,
+            tier=tiers[would].name,
+            confidence=float(out.confidence),
+            propensity=chances[taken],
         )
 
     def _named(self, query: Query) -> Tier | None:

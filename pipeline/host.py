@@ -30,12 +30,14 @@ from operators.privacy.masker import Masker
 from operators.records import Embedded, Hits, Piece, Query, TierLoad
 from operators.route import Router
 from operators.search import Search, SearchInput
+from operators.stores.checkpoints import Registry
 from operators.stores.make import memory_in, open_log
 from operators.stores.memory import Added, Memory
 from operators.stores.ports import Node, SearchRequest
 from pipeline.emit import Emitter
 from pipeline.graph import Chain, Step, check
 from pipeline.management import CALLS
+from pipeline.updates import Updates
 
 CHECK_S = 2.0
 """Seconds a stage may take to say that it works."""
@@ -61,7 +63,8 @@ class Host:
         self._memory: Memory | None = None
         self._embed: Embed | None = None
         self._generate: Generate | None = None
-        self._tender: asyncio.Task[None] | None = None
+        self._router: Router | None = None
+        self._tending: list[asyncio.Task[None]] = []
         self.failed: Stop | None = None
         self._stages: list[Operator[Any, Any]] = []
 
@@ -86,7 +89,11 @@ class Host:
         self._chain = Chain([stage for stage in self._stages if stage.name != "generate"])
         await self._warm()
         if self._memory is not None:
-            self._tender = asyncio.create_task(self._tend(self._memory))
+            self._tending.append(asyncio.create_task(self._tend(self._memory)))
+        if self._router is not None:
+            updates = Updates(self._router, make_registry(self.settings), self.settings.promotion.poll_s)
+            await asyncio.to_thread(updates.look)
+            self._tending.append(asyncio.create_task(updates.run()))
 
     def _build(self, name: str, cache_dir: Path) -> Operator[Any, Any]:
         settings = self.settings
@@ -102,7 +109,8 @@ class Host:
             attention = bool(settings.attend.checkpoint) and settings.attend.ranking != "similarity"
             return Expand(settings.expand, self._memory or make_memory(settings), vectors=attention)
         if name == "route":
-            return Router(settings.route, settings.tiers)
+            self._router = Router(settings.route, settings.tiers)
+            return self._router
         if name == "attend":
             return Attend(settings.attend)
         if name == "generate":
@@ -208,9 +216,9 @@ class Host:
 
     async def close(self) -> None:
         """End the stages in reverse order, then the stores."""
-        if self._tender is not None:
-            self._tender.cancel()
-            await asyncio.gather(self._tender, return_exceptions=True)
+        for task in self._tending:
+            task.cancel()
+        await asyncio.gather(*self._tending, return_exceptions=True)
         try:
             for stage in reversed(self._stages):
                 await stage.close()
@@ -225,9 +233,14 @@ def make_memory(settings: Settings) -> Memory:
     return memory_in(root, dim, settings.memory, settings.vectors, settings.graph)
 
 
+def make_registry(settings: Settings) -> Registry:
+    """The checkpoints of the profile's router, which any process may use."""
+    return Registry(settings.data_dir / "checkpoints")
+
+
 def open_emitter(settings: Settings) -> Emitter:
     """The started emitter of this process over the profile's event log."""
-    log = open_log(Path(settings.events.path), settings.events.partitions)
+    log = open_log(settings.events, spool=True)
     emitter = Emitter(log, mask=Masker(settings.privacy), capacity=settings.events.queue)
     emitter.start()
     return emitter

@@ -26,6 +26,7 @@ import safetensors
 import safetensors.numpy
 
 from operators.errors import Stop
+from operators.networks.exemplars import AT, Exemplars
 from operators.networks.features import LAYOUT, TIERS
 from operators.records import FEATURES, HIDDEN
 
@@ -34,6 +35,8 @@ Vector = npt.NDArray[np.float32]
 RANK = 8
 CONTEXT_TOKENS = (256, 512, 1024, 2048, 4096)
 """The context sizes, in tokens, that the context head chooses from."""
+SHARPNESS = 16.0
+"""Logits that a learned difference of 1 in quality is worth to the policy."""
 HEADS = {"tier": TIERS, "context": len(CONTEXT_TOKENS), "temperature": 1, "top_p": 1, "confidence": 1}
 """Head → number of outputs, in the order in which they are stacked."""
 _SQUASHED = np.array([1.0, 0.5, 0.5], np.float32)
@@ -71,11 +74,16 @@ class Outputs(NamedTuple):
 class Snapshot:
     """Weights that never change, ready to serve. ``params`` as ``shapes`` says; ``checkpoint`` names them in routes.
 
+    ``learned``: the tier head gives the logits of each slot's quality, and no longer a preference that was written by
+    hand. ``exemplars``: the learned turns that new ones are compared with.
+
     Raises ``Stop`` for a missing, unknown, misshapen or non-finite parameter. Pickles as its safetensors bytes.
     """
 
     params: Mapping[str, Vector]
     checkpoint: str
+    exemplars: Exemplars | None = None
+    learned: bool = False
     _mix: Vector = dataclasses.field(init=False, repr=False)
     _bias: Vector = dataclasses.field(init=False, repr=False)
     _heads: Vector = dataclasses.field(init=False, repr=False)
@@ -137,11 +145,30 @@ class Snapshot:
             out[..., :TIERS], out[..., TIERS:end], squashed[..., 0], squashed[..., 1], squashed[..., 2], write
         )
 
+    def recall(self, x: Vector) -> Vector:
+        """``x`` float32[128] with what the exemplars say of that turn; ``x`` itself where there are none."""
+        if self.exemplars is None:
+            return x
+        seen = x.copy()
+        seen[AT] = self.exemplars.recall(x)
+        return seen
+
+    def preference(self, tier: Vector) -> list[float]:
+        """What the policy's softmax reads, from the tier head's ``tier`` float32[4]: larger is better.
+
+        A learned head is taken as qualities, times ``SHARPNESS``: with cost in the same unit that is the utility of
+        design §9, and a difference of 1 / SHARPNESS in quality weighs as much as a logit.
+        """
+        return (SHARPNESS * _sigmoid(tier)).tolist() if self.learned else tier.tolist()  # type: ignore[no-any-return]
+
     def to_bytes(self) -> bytes:
         """The checkpoint as safetensors; equal weights give equal bytes."""
         # One metadata key only: safetensors writes several in random order, and checksums would differ.
-        about = json.dumps({"checkpoint": self.checkpoint, "layout": LAYOUT}, sort_keys=True)
-        data: bytes = safetensors.numpy.save(dict(self.params), {"router": about})
+        about = json.dumps({"checkpoint": self.checkpoint, "layout": LAYOUT, "learned": self.learned}, sort_keys=True)
+        arrays = dict(self.params)
+        if self.exemplars is not None:
+            arrays |= {"exemplar_keys": self.exemplars.keys, "exemplar_quality": self.exemplars.quality}
+        data: bytes = safetensors.numpy.save(arrays, {"router": about})
         return data
 
     @classmethod
@@ -152,12 +179,14 @@ class Snapshot:
             params = safetensors.numpy.load(data)
             header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
             about = json.loads(header["__metadata__"]["router"])
-            checkpoint, layout = str(about["checkpoint"]), str(about["layout"])
+            checkpoint, layout, learned = str(about["checkpoint"]), str(about["layout"]), bool(about["learned"])
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
             raise Stop("route", f"{where} is no router checkpoint ({type(e).__name__}: {e})", remedy) from e
         if layout != LAYOUT:
             raise Stop("route", f"{where} reads feature layout {layout}, this version has {LAYOUT}", remedy)
-        return cls(params, checkpoint)
+        keys, quality = params.pop("exemplar_keys", None), params.pop("exemplar_quality", None)
+        exemplars = None if keys is None or quality is None else Exemplars(keys, quality)
+        return cls(params, checkpoint, exemplars, learned)
 
     def save(self, path: str | Path) -> None:
         """Write the checkpoint to ``path`` durably: temporary file, fsync, rename."""

@@ -42,7 +42,8 @@ class FastGRNN(nn.Module):
         z = torch.sigmoid(pre[0] + self.b_z)
         c = torch.tanh(pre[-1] + self.b_h)
         hidden = (torch.sigmoid(self.zeta) * (1.0 - z) + torch.sigmoid(self.nu)) * c + z * h
-        heads = {head: hidden @ self.get_parameter(f"{head}_w").T + self.get_parameter(f"{head}_b") for head in HEADS}
+        # getattr, not get_parameter: torch.func puts plain tensors in the parameters' place
+        heads = {head: hidden @ getattr(self, f"{head}_w").T + getattr(self, f"{head}_b") for head in HEADS}
         return {
             "tier": heads["tier"],
             "context": heads["context"],

@@ -26,7 +26,7 @@ from operators.records import FEATURES, HIDDEN
 
 _Array: TypeAlias = npt.NDArray[np.float64]
 
-NAME = "prior-1"
+NAME = "prior-2"
 """Checkpoint name of the prior; the number rises when its weights change."""
 NONZEROS = FEATURES * HIDDEN // 10
 """At most this many entries of W are not zero: 90 % zeros."""
@@ -42,7 +42,7 @@ _HARD = {
     "digit_share": 0.3,
     "lookup_form": -0.5,
 }
-_UNITS: dict[str, tuple[float, dict[str, float]]] = {
+UNITS: dict[str, tuple[float, dict[str, float]]] = {
     # concept: (bias b_h, {feature: weight}); value = tanh(bias + Σ weight · feature)
     "hard": (-1.6, _HARD),
     "covered": (-1.2, {"similarity_max": 2.5, "similarity_mean": 0.5, "text_match": 0.3}),
@@ -55,7 +55,7 @@ _UNITS: dict[str, tuple[float, dict[str, float]]] = {
     **{f"tier{k}": (0.0, {f"verdict_tier{k}": 0.6, f"count_tier{k}": 0.2}) for k in range(TIERS)},
     **{f"busy{k}": (0.0, {f"queue_tier{k}": 1.0, f"warm_tier{k}": -0.3}) for k in range(TIERS)},
 }
-_AT = {concept: i for i, concept in enumerate(_UNITS)}
+_AT = {concept: i for i, concept in enumerate(UNITS)}
 
 _FORGET, _KEEP, _FRESH = -7.0, 0.0, 1.0
 """b_z of the concepts (gate shut: no memory), of ``easy_so_far``, and of the free units (as in the authors' code).
@@ -81,7 +81,7 @@ def prior(tied: bool = True) -> Snapshot:
     made["zeta"] += _ZETA
     made["nu"] += _NU
     made["u1"][0] = np.random.RandomState(8).standard_normal((HIDDEN, RANK)) / math.sqrt(HIDDEN)
-    for unit, (bias, weights) in enumerate(_UNITS.values()):
+    for unit, (bias, weights) in enumerate(UNITS.values()):
         made["b_h"][unit] = bias
         made["b_z"][unit] = _FORGET
         for feature, weight in weights.items():
@@ -93,7 +93,7 @@ def prior(tied: bool = True) -> Snapshot:
     for k in range(TIERS):
         made["tier_w"][k, _AT[f"tier{k}"]] = 1.5
         made["tier_w"][k, _AT[f"busy{k}"]] = -2.0
-    bias, weights = _UNITS["material"]
+    bias, weights = UNITS["material"]
     per_log = sum(weights.values()) / math.log1p(4096)
     _ordinal(
         made, "context", [math.tanh(bias + per_log * math.log1p(size)) for size in CONTEXT_TOKENS], _CONTEXT_DEMAND
@@ -113,7 +113,7 @@ def prior(tied: bool = True) -> Snapshot:
 def _free_units(w: _Array) -> None:
     """Spread the entries that W may still have evenly over the units without a concept, at seeded places."""
     random = np.random.RandomState(1901)
-    units = range(len(_UNITS), HIDDEN)
+    units = range(len(UNITS), HIDDEN)
     each = (NONZEROS - np.count_nonzero(w)) // len(units)
     for unit in units:
         w[unit, random.permutation(FEATURES)[:each]] = random.standard_normal(each) * 2.0 / math.sqrt(each)

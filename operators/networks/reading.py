@@ -1,33 +1,21 @@
 """Read the features of a turn: the raw values in the order of ``features.TABLE``, then scaled by it.
 
 Plain Python over the few hits and numpy over the many nodes: at these sizes that is the faster of the two for each.
-Word lists are English; for other languages those features stay 0.
+What the learned exemplars say of a turn belongs to the weights, so it stays 0 here (``Snapshot.recall`` adds it).
 """
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 
 import numpy as np
 
-from operators.networks.features import GAIN, LOG, PROJECTED, TIERS, Vector, projection
+from operators.networks import form
+from operators.networks.features import GAIN, LOG, NEARNESS, PROJECTED, TIERS, Vector, projection
 from operators.records import FEATURES, Embedded, Hits, Load, Neighbourhood, Query, SessionState
 
-_READ_CHARACTERS = 4096
-"""The form of a query is read from its beginning only, so that a huge paste can't slow the router down."""
-
-_REASONING = re.compile(
-    r"\b(?:why|how|explain|compare|contrast|prove|derive|analy[sz]e|evaluate|design|implement|debug|refactor|optimi[sz]e"
-    r"|difference|trade-?offs?|step by step|pros and cons|consequences?|reason(?:ing)?)\b",
-    re.IGNORECASE,
-)
-_CREATIVE = re.compile(
-    r"\b(?:story|poem|song|imagine|invent|brainstorm|slogans?|fiction|creative|haiku)\b", re.IGNORECASE
-)
-_LOOKUP = re.compile(r"\s*(?:who|when|where|which|what(?:'s| is| are| was| were))\b", re.IGNORECASE)
-_LIST_ITEM = re.compile(r"^\s*(?:[-*•]|\d+[.)])\s", re.MULTILINE)
+_NO_EXEMPLARS = (0.0,) * (len(NEARNESS) * TIERS)
 
 
 def slots(tiers: Mapping[str, int], models: Mapping[str, str]) -> dict[str, int]:
@@ -57,7 +45,8 @@ def read(
             *_of_hits(query, hits),
             *_of_neighbourhood(neighbourhood),
             *_of_evidence(hits, slots),
-            *_of_form(query, embedded),
+            *_NO_EXEMPLARS,
+            *form.of(query.text, embedded.tokens, sum(len(message.content) for message in query.messages)),
             *_of_session(session, load, slots),
             *_of_system(query, load, slots),
         ]
@@ -153,25 +142,6 @@ def _of_evidence(found: Hits, slots: Mapping[str, int]) -> list[float]:
             sums[slot] += hit.quality
             counts[slot] += 1.0
     return [2.0 * s / c - 1.0 if c else 0.0 for s, c in zip(sums, counts, strict=True)] + counts
-
-
-def _of_form(query: Query, embedded: Embedded) -> list[float]:
-    text = query.text[:_READ_CHARACTERS]
-    words, length = len(text.split()), max(len(text), 1)
-    return [
-        embedded.tokens,
-        (length - sum(map(text.count, " \n\t"))) / words if words else 0.0,
-        text.count("\n"),
-        text.count("?"),
-        len(_LIST_ITEM.findall(text)),
-        float("```" in text),
-        sum(map(text.count, "{}[]<>=;|&\\_")) / length,
-        sum(map(text.count, "0123456789")) / length,
-        len(_REASONING.findall(text)),
-        float(_LOOKUP.match(text) is not None),
-        len(_CREATIVE.findall(text)),
-        sum(len(message.content) for message in query.messages),
-    ]
 
 
 def _of_session(session: SessionState, load: Load, slots: Mapping[str, int]) -> list[float]:

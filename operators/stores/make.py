@@ -4,23 +4,45 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from operators.stores.events import Events
+from operators.stores.kafka import KafkaLog
 from operators.stores.kuzu_graph import KuzuGraph
 from operators.stores.lance import LanceStore
 from operators.stores.memory import Memory
 from operators.stores.ports import EventLog
+from operators.stores.spool import SpoolingLog
 from operators.stores.sqlite_log import SqliteLog
 from operators.stores.topics import create_topics
 
 
-def open_log(path: Path, partitions: int) -> EventLog:
-    """The event log in the file ``path``, open, with its topics; ``partitions`` is for those keyed by session.
+def open_log(events: Events, *, spool: bool = False) -> EventLog:
+    """The open event log with its topics.
 
-    Raises ``Stop`` if the file is not an event log, ``Reject`` if its topics have other numbers of partitions.
+    A Kafka log connects, and creates what topics are missing, at the first call; until it can, calls raise ``Retry``.
+    With ``spool`` appends then wait on disk: that is for those who can't wait themselves. The file of ``kind: sqlite``
+    is always there, so it has no spool.
+
+    Raises ``Stop`` if a file is not an event log, ``Reject`` if its topics have other numbers of partitions.
     """
-    log = SqliteLog(path)
+    if events.kind == "sqlite":
+        log: EventLog = SqliteLog(Path(events.path))
+        log.open()
+        create_topics(log, events.partitions)
+        return log
+    log = kafka_log(events)
+    if spool:
+        log = SpoolingLog(log, Path(events.spool_path), events.spool_bytes)
     log.open()
-    create_topics(log, partitions)
     return log
+
+
+def kafka_log(events: Events) -> KafkaLog:
+    """The Kafka log of the profile, not yet open."""
+    return KafkaLog(
+        events.kafka,
+        retention_s=events.retention_days * 86400,
+        prepare=lambda log: create_topics(log, events.partitions),
+    )
 
 
 def memory_in(

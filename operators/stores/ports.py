@@ -221,11 +221,12 @@ class Event:
 class EventLog(Protocol):
     """Topics with partitions and offsets; at-least-once, ordered within a partition. Any thread may call it.
 
-    Offsets in a partition rise by one from 0 and are never used twice, also after retention removed the oldest.
+    Offsets in a partition rise by one from 0 and are never used twice, also after retention removed the oldest. In a
+    compacted topic, and where other programs write in transactions, some are left out.
     """
 
     def open(self) -> None:
-        """Open or create. Raises ``Stop`` when the log can't be used."""
+        """Open or create; a log behind a network connects at the first call. ``Stop`` when the log can't be used."""
 
     def create_topic(self, topic: str, partitions: int) -> None:
         """Create ``topic``, or raise ``Reject`` if it exists with another number of partitions."""
@@ -237,7 +238,11 @@ class EventLog(Protocol):
         """Durable when it returns; gives (partition, offset). An unknown topic raises ``Reject``."""
 
     def append_many(self, topic: str, items: Sequence[tuple[str, bytes, Mapping[str, str]]]) -> list[tuple[int, int]]:
-        """``append`` for many in one transaction: all or none."""
+        """``append`` for many, in order. All are durable when it returns; of what can't be written none is.
+
+        After ``Retry`` a file has none of them, a broker perhaps some: they are written at least once, and readers drop
+        repeats by event id.
+        """
 
     def read(self, topic: str, partition: int, offset: int, limit: int) -> list[Event]:
         """Events from ``offset`` on, in order, at most ``limit``; empty at the end. Removed ones are skipped over."""
@@ -252,7 +257,10 @@ class EventLog(Protocol):
         """The offset ``group`` goes on from; 0 if it never committed."""
 
     def retain(self, topic: str, *, max_age_s: float | None = None, max_events: int | None = None) -> int:
-        """Remove the oldest events beyond either limit in every partition; returns how many went."""
+        """Remove the oldest events beyond either limit in every partition now; returns how many went.
+
+        A broker also removes what is old by itself, as it was told when the topic was created.
+        """
 
     def close(self) -> None:
         """Release the log; safe to call twice."""

@@ -26,6 +26,13 @@ TOPICS: dict[str, int] = {
 }
 """Topic → usual number of partitions. Another number moves keys to other partitions: that needs a new topic version."""
 
+READERS: dict[str, tuple[str, ...]] = {
+    INTERACTIONS: ("judge",),
+    FEEDBACK: ("feedback",),
+    JUDGEMENTS: ("writeback",),
+}
+"""Topic → groups that keep their offsets in the log."""
+
 
 def dlq(topic: str) -> str:
     """The topic that takes the dead letters of ``topic``."""

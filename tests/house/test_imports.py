@@ -9,13 +9,15 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     *("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf"),
-    *("phonenumbers", "stdnum", "faiss"),
+    *("phonenumbers", "stdnum", "faiss", "kafka", "river", "sklearn", "matplotlib"),
 )
 KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
 KNOWS_TORCH = {
     "operators.networks.attention_torch",
     "operators.networks.fastgrnn_torch",
-    "operators.engines.torch_encoder",
+    "operators.learning.fit",
+    "operators.learning.learner",
+    "operators.learning.objective",
 }
 
 

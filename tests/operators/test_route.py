@@ -92,7 +92,7 @@ def flat(**biases):
 async def test_what_the_prior_does_in_plain_cases():
     router = await started(deterministic=True)
     easy, hard = router.decide(turn(EASY, COVERED)), router.decide(turn(HARD))
-    assert (easy.tier, easy.reason, easy.checkpoint) == ("tiny", "router", "prior-1")
+    assert (easy.tier, easy.reason, easy.checkpoint) == ("tiny", "router", "prior-2")
     assert (hard.tier, hard.reason) == ("large", "router")
     much = router.decide(turn(EASY, (0.8,) * 12, tokens=300))
     assert easy.context_tokens <= 512 < 2048 <= much.context_tokens
@@ -354,7 +354,7 @@ async def test_swapping_changes_the_next_decision_and_gives_back_the_old_weights
     assert (route.tier, route.context_tokens, route.checkpoint) == ("large", 512, "flat")
     assert (route.temperature, route.top_p) == (pytest.approx(1.0), pytest.approx(0.5))
     assert router.swap(old) is large
-    assert router.decide(turn(EASY, COVERED)).checkpoint == "prior-1"
+    assert router.decide(turn(EASY, COVERED)).checkpoint == "prior-2"
 
 
 async def test_a_checkpoint_is_loaded_and_an_unfit_one_stops_the_start(tmp_path):

@@ -11,6 +11,10 @@ import openai
 import psutil
 import pytest
 
+from operators.learning.rollout import Why, activate, present
+from operators.learning.weights import FILE
+from operators.networks.prior import prior
+from operators.stores.checkpoints import Registry
 from tests.service import DOCUMENTS, Running, free_port
 
 pytestmark = pytest.mark.slow
@@ -70,7 +74,19 @@ def fused(tmp_path_factory):
     assert service.stop() == 0
 
 
+def promoted(service):
+    """Weights under a new name act where the router runs; they are the old ones, so answers stay the same."""
+    registry, start = Registry(service.data_dir / "checkpoints"), prior()
+    version, why = registry.publish({FILE: start.to_bytes()}), Why("admin", 0.0, "a test")
+    registry.rollouts.change(lambda now: activate(present(now, registry.name, start.checkpoint), version, why))
+    body = {"messages": [{"role": "user", "content": QUESTIONS[0][0]}]}
+    service.until(
+        lambda: service.http.post("/v1/route", json=body).json()["route"]["checkpoint"] == version, "new weights"
+    )
+
+
 def test_fused_gives_the_same_answers(fused, expected):
+    promoted(fused)
     assert [comparable(fused.ask(question, **rest)) for question, rest in QUESTIONS] == expected
 
 
@@ -266,6 +282,7 @@ def test_one_deployment_a_stage_gives_the_same_answers(tmp_path, expected):
         assert [comparable(service.ask(question, **rest)) for question, rest in QUESTIONS] == expected
         checks = service.http.get("/readyz").json()["checks"]
         assert {"embed", "search", "expand", "route", "attend"} <= set(checks)
+        promoted(service)
     finally:
         assert service.stop() == 0
     assert service.strays == []

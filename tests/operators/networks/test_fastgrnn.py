@@ -174,7 +174,7 @@ def test_unfit_files_are_refused(tmp_path):
         path.write_bytes(data)
         with pytest.raises(Stop):
             Snapshot.load(path)
-    about = {"router": '{"checkpoint": "a", "layout": "0000000000000000"}'}
+    about = {"router": '{"checkpoint": "a", "layout": "0000000000000000", "learned": false}'}
     with pytest.raises(Stop, match="feature layout 0000000000000000"):
         Snapshot.from_bytes(safetensors.numpy.save(weights(), about))
 

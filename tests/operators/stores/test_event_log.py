@@ -2,27 +2,46 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 import sqlite3
+import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from operators.errors import Reject, Retry, Stop
 from operators.stores import topics
+from operators.stores.kafka import KafkaLog
 from operators.stores.ports import EventLog
 from operators.stores.sqlite_log import SqliteLog
+from tests.broker import NAMED, broker, config
 from tests.operators.stores.event_log_kit import Clock, EventLogKit
 
 SUBJECTS = {
-    "sqlite": lambda directory, clock: SqliteLog(directory / "events.db", clock=clock),
+    "sqlite": lambda address, directory, clock: SqliteLog(directory / "events.db", clock=clock),
+    "kafka": lambda address, directory, clock: KafkaLog(
+        config(address, prefix=f"kit-{uuid.uuid5(uuid.NAMESPACE_URL, str(directory))}."), clock=clock
+    ),
 }
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[str]:
+    with broker() as address:
+        yield address
 
 
 class TestEventLogs(EventLogKit):
     @pytest.fixture(params=SUBJECTS)
     def subject(self, request: pytest.FixtureRequest) -> object:
-        return SUBJECTS[request.param]
+        address = request.getfixturevalue("kafka") if request.param == "kafka" else ""
+        return functools.partial(SUBJECTS[request.param], address)
+
+    @pytest.fixture
+    def retains(self, request: pytest.FixtureRequest) -> bool:
+        return "kafka" not in request.node.callspec.id or bool(NAMED)
 
 
 @pytest.fixture
