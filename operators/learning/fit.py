@@ -37,7 +37,7 @@ class FitConfig(Knobs):
     """Share of the features hidden at random in training."""
     most_exemplars: int = Field(4096, ge=1)
     """Turns that the router may compare a new one with; each costs 144 bytes and some 15 ns a decision."""
-    density: float = Field(0.1, gt=0, le=1)
+    density: float = Field(0.25, gt=0, le=1)
     """Share of W that is not zero in the end; 1 keeps all."""
     objective: ObjectiveConfig = ObjectiveConfig()
     """The loss."""

@@ -54,3 +54,13 @@ def exemplars(turns: Columns, most: int) -> tuple[Exemplars, npt.NDArray[np.int6
     own = np.arange(n, dtype=np.int64) - first
     own[:first] = -1
     return Exemplars.of(turns["features"][first:], quality[first:]), own
+
+
+def strata(turns: Columns) -> list[str]:
+    """The stratum of each turn in the replay buffer: region of queries and slot, e.g. ``"5/0"``.
+
+    The region stands for the domain, which a query does not state: the signs of the first four coordinates of its
+    projection, 16 regions of the space that queries are compared in.
+    """
+    signs = (turns["features"][:, :4] > 0) @ np.array([1, 2, 4, 8])
+    return [f"{region}/{slot}" for region, slot in zip(signs.tolist(), turns["slot"].tolist(), strict=True)]
