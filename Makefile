@@ -17,7 +17,7 @@ help:
 	@echo "make test-s3  the vector store on S3-compatible storage, against a local server"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
-	@echo "make docs     regenerate docs/configuration.md"
+	@echo "make docs     regenerate docs/configuration.md and docs/asyncapi.yaml"
 	@echo "make lock     resolve the pinned versions anew"
 
 serve: install

@@ -1,6 +1,7 @@
 """The page of all settings, made from the schema, and the table of a loaded profile.
 
-``python -m conf.docs`` writes ``docs/configuration.md``; a test compares the page with the schema.
+``python -m conf.docs`` writes ``docs/configuration.md``, and the topics' contract (``conf.topics_doc``); tests compare
+them with what they are made from.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from conf import keys
+from conf import keys, topics_doc
 from conf.load import RESERVED, Loaded, profiles
 from conf.schema import Settings
 
@@ -71,9 +72,10 @@ def show_json(loaded: Loaded[Any]) -> str:
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, and the document of the topics."""
     PAGE.parent.mkdir(exist_ok=True)
     PAGE.write_text(page(), encoding="utf-8")
+    topics_doc.DOCUMENT.write_text(topics_doc.page(), encoding="utf-8")
 
 
 def _class(annotation: Any) -> type[BaseModel] | None:

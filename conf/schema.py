@@ -12,7 +12,9 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from conf.learn import Learn
 from conf.promotion import Promotion
+from conf.stream import StreamJob
 from conf.train_attention import TrainAttention
 from operators.attend import Attend
 from operators.base import Knobs
@@ -209,12 +211,16 @@ class Settings(Knobs):
     """The job that runs ``judge``."""
     train_attention: TrainAttention = TrainAttention()
     """Training of the ranking in ``attend``."""
+    learn: Learn = Learn()
+    """The learner's job."""
     promotion: Promotion = Promotion()
     """How new weights of the router come to decide."""
     maintain: MaintainJob = MaintainJob()
     """The job that maintains the memory."""
     writeback: WritebackJob = WritebackJob()
     """The job that remembers answers."""
+    stream: StreamJob = StreamJob()
+    """The job that answers requests from the event log."""
     memory: Memory.Config = Memory.Config()
     """The memory: vectors and graph."""
     vectors: LanceStore.Config = LanceStore.Config()

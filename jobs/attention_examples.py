@@ -148,7 +148,7 @@ async def from_events(log: EventLog, around: Surroundings, threshold: float) -> 
     }
     chosen: dict[str, Interaction] = {}
     for interaction in _all(log, INTERACTIONS, Interaction):
-        if interaction.context and scores.get(interaction.interaction_id, -1.0) >= threshold:
+        if any(p.node_id for p in interaction.context) and scores.get(interaction.interaction_id, -1.0) >= threshold:
             chosen.setdefault(interaction.interaction_id, interaction)
     groups = _groups([[f"session {i.tenant}|{i.session}", f"text {i.query.casefold()}"] for i in chosen.values()])
     examples = []
@@ -156,7 +156,7 @@ async def from_events(log: EventLog, around: Surroundings, threshold: float) -> 
         query = _query(interaction.tenant, interaction.session, interaction.query)
         query = dataclasses.replace(query, filter=Filter(created_to=interaction.created_at))
         embedded, near = await around.of(query)
-        gold = tuple(dict.fromkeys(passage.node_id for passage in interaction.context))
+        gold = tuple(dict.fromkeys(passage.node_id for passage in interaction.context if passage.node_id))
         examples.append(Example(query=query, embedded=embedded, near=near, gold=gold, group=group))
     return examples
 

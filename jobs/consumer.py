@@ -17,18 +17,19 @@ from __future__ import annotations
 import asyncio
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeVar
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
 from operators.errors import Reject, Retry, RuvError, Skip, Stop
-from operators.records import SCHEMA_VERSION, decode
+from operators.records import SCHEMA_VERSION, decode, version_of
 from operators.stores.ports import Event, EventLog
 from operators.stores.topics import dlq
 
 T = TypeVar("T")
 _MAX_MESSAGE = 500
+_TOO_LARGE = 413
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -166,8 +167,8 @@ class Consumer:
         results += finished
         # 3 write
         for topic in dict.fromkeys(out.topic for out in (*results, *dead)):
-            items = [(out.key, out.value, out.headers) for out in (*results, *dead) if out.topic == topic]
-            if await self._patiently(stop, self._log.append_many, topic, items) is None:
+            outs = [out for out in (*results, *dead) if out.topic == topic]
+            if await self._patiently(stop, self._append, topic, outs) is None:
                 return 0
         self._before_commit()
         # 4 commit
@@ -177,6 +178,17 @@ class Consumer:
         self.counts.events += dealt_with
         self.counts.dead += len(dead)
         return dealt_with
+
+    def _append(self, topic: str, outs: Sequence[Out]) -> bool:
+        """Durable when it returns. A dead letter that the log finds too large goes without what makes it so."""
+        try:
+            self._log.append_many(topic, [(out.key, out.value, out.headers) for out in outs])
+        except Reject as error:
+            if error.status != _TOO_LARGE or topic != dlq(self._topic):
+                raise
+            for out in outs if len(outs) > 1 else map(bare, outs):
+                self._append(topic, [out])
+        return True
 
     async def _attempt(self, event: Event, stop: asyncio.Event, dead: list[Out]) -> Sequence[Out] | None:
         """What ``handle`` gives, nothing for a dead letter, ``None`` when stopped before it was done."""
@@ -229,20 +241,39 @@ def dead_letter(event: Event, error: RuvError, attempt: int) -> Out:
     return Out(topic=dlq(event.topic), key=event.key, value=event.value, headers={**event.headers, **why})
 
 
+WHY = ("error.class", "error.message", "src.topic", "src.partition", "src.offset", "attempt")
+"""The headers that a dead letter has besides the original's."""
+
+
+def bare(letter: Out) -> Out:
+    """``letter`` without the original's bytes and headers, with their size: they stand at ``src.offset`` for as long as
+    the topic keeps them."""
+    ours = {name: text for name, text in letter.headers.items() if name in WHY}
+    return Out(topic=letter.topic, key="", value=b"", headers={**ours, "src.bytes": str(len(letter.value))})
+
+
 def read_record(cls: type[T], event: Event) -> T:
-    """The record in ``event``. Raises ``Skip`` when it is not one, or of a newer schema than ours."""
+    """The record in ``event``; one that does not say when it was made was made when the event was.
+
+    Raises ``Skip`` when it is no such record, or of a newer schema than ours.
+    """
     where = f"{event.topic}/{event.partition} offset {event.offset}"
     try:
-        value = decode(cls, event.value)
+        value: Any = decode(cls, event.value)
+        version = getattr(value, "schema_version", SCHEMA_VERSION)
     except ValidationError as e:
-        first = e.errors(include_url=False, include_context=False)[0]
-        got = f"{e.error_count()} errors, first at {'.'.join(map(str, first['loc'])) or 'the value'}: {first['msg']}"
-        raise Skip(where, got, f"send a {cls.__name__} as its JSON Schema says") from e
-    if (version := getattr(value, "schema_version", SCHEMA_VERSION)) != SCHEMA_VERSION:
-        raise Skip(
-            where, f"schema_version {version}, this is {SCHEMA_VERSION}", "replay it with a release that knows it"
-        )
-    return value
+        version = version_of(event.value)
+        if version == SCHEMA_VERSION:
+            first = e.errors(include_url=False, include_context=False, include_input=False)[0]
+            place = ".".join(map(str, first["loc"])) or "the value"
+            got = f"{e.error_count()} errors, first at {place}: {first['msg']}"
+            raise Skip(where, got, f"send a {cls.__name__} as its JSON Schema says") from None  # e holds the value
+    if version != SCHEMA_VERSION:
+        got = f"schema_version {version}, this is {SCHEMA_VERSION}"
+        raise Skip(where, got, "replay it with a release that knows it")
+    if getattr(value, "created_at", None) == 0.0:
+        value = dataclasses.replace(value, created_at=event.timestamp)
+    return value  # type: ignore[no-any-return]
 
 
 class Seen:
@@ -254,6 +285,10 @@ class Seen:
 
     def __contains__(self, event_id: str) -> bool:
         return event_id in self._ids
+
+    def __iter__(self) -> Iterator[str]:
+        """The ids, the oldest first."""
+        return iter(self._ids)
 
     def add(self, event_id: str) -> None:
         """Remember ``event_id``; the oldest is forgotten."""

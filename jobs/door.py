@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,16 +51,23 @@ def service_url(settings: Settings) -> str:
 
 
 class ServiceDoor:
-    """The door of the service that these settings describe, found when it is first used."""
+    """The door of the service that these settings describe, found when it is first used. Any thread may call it.
 
-    def __init__(self, settings: Settings) -> None:
+    ``timeout_s``: longest wait for an answer.
+    """
+
+    def __init__(self, settings: Settings, timeout_s: float = 300.0) -> None:
         self._settings = settings
+        self._timeout_s = timeout_s
+        self._lock = threading.Lock()
         self._door: Door | None = None
 
     def _open(self) -> Door:
-        if self._door is None:
-            self._door = Door(service_url(self._settings), admin_key(self._settings.data_dir))
-        return self._door
+        with self._lock:
+            if self._door is None:
+                url, key = service_url(self._settings), admin_key(self._settings.data_dir)
+                self._door = Door(url, key, self._timeout_s)
+            return self._door
 
     def get_json(self, path: str, params: Mapping[str, str] | None = None) -> Any:
         """``Door.get_json``."""
@@ -76,7 +84,7 @@ class ServiceDoor:
 
 
 class Door:
-    """Calls of the service at ``url``; any one thread at a time.
+    """Calls of the service at ``url``. Any thread may call it: ``httpx.Client`` shares its connections among them.
 
     ``Retry``: it is busy, a part of it is away, or it can't be reached (429, 503, no connection).
     ``Reject``: it refuses what was sent (other 4xx), in its own words. ``Stop``: anything else, such as a 500.

@@ -3,6 +3,8 @@
 Interactions are read from ``ruvllm.interactions.v1``, verdicts written to ``ruvllm.judgements.v1`` under the same key.
 The verdict's event id follows from the interaction's, so judging again after a crash adds no second verdict for anyone
 who drops repeats. When the judge's engine is away (``Retry``), interactions wait; they don't become ``unjudged``.
+
+Interactions of outside producers are judged as ours are. One that comes with the score its user gave needs no judge.
 """
 
 from __future__ import annotations
@@ -20,8 +22,8 @@ from jobs.feedback import feedback_consumer
 from jobs.process import main
 from operators.engines.make import make_engine
 from operators.errors import RuvError
-from operators.judge import Judge
-from operators.records import Interaction, encode
+from operators.judge import Judge, verdict_id
+from operators.records import Interaction, Verdict, encode
 from operators.stores.events import Events
 from operators.stores.make import open_log
 from operators.stores.ports import Event, EventLog
@@ -65,7 +67,7 @@ def judge_consumer(
         interaction = read_record(Interaction, event)
         if interaction.event_id in seen:
             return []
-        (verdict,) = await judge([interaction])
+        (verdict,) = [rated(interaction, clock())] if interaction.score is not None else await judge([interaction])
         seen.add(interaction.event_id)  # only now: after a Retry the same event comes again
         headers = event_headers(
             verdict.event_id, JUDGEMENTS, SOURCE, clock(), traceparent=event.headers.get("traceparent", "")
@@ -85,6 +87,22 @@ def judge_consumer(
         may_work=may_work,
         idle_s=idle_s,
         before_commit=before_commit,
+    )
+
+
+def rated(interaction: Interaction, now: float) -> Verdict:
+    """The verdict that came with ``interaction``, as a user's, with the id that the judge's would have."""
+    return Verdict(
+        event_id=verdict_id(interaction.event_id),
+        interaction_id=interaction.interaction_id,
+        tenant=interaction.tenant,
+        session=interaction.session,
+        created_at=now,
+        status="judged",
+        score=interaction.score,
+        uncertainty=0.0,
+        judge="user",
+        by="user",
     )
 
 

@@ -37,6 +37,8 @@ from operators.stores.ports import Event, EventLog
 from operators.stores.topics import INTERACTIONS, JUDGEMENTS, WRITEBACKS, event_headers, session_key
 
 SOURCE = "/ruvllm/writeback"
+MOST_CITES = 64
+"""Most cites that the memory's owner takes with an answer."""
 REMEMBER, WITHDRAW = "/v1/admin/memory/remember", "/v1/admin/memory/withdraw"
 
 
@@ -209,7 +211,7 @@ def _item(event: Event, verdict: Verdict, interaction: Interaction, score: float
         "model": "user" if verdict.correction else interaction.model,
         "created_at": interaction.created_at,
         "rated_at": verdict.created_at,
-        "cites": [passage.node_id for passage in interaction.context],
+        "cites": [passage.node_id for passage in interaction.context if passage.node_id][:MOST_CITES],
         "metadata": {name: value for name, value in origin.items() if value},
         "partition": f"{event.topic}/{event.partition}",
         "offset": event.offset,

@@ -10,12 +10,14 @@ record into JSON and back and check it on the way in, and ``json_schema`` descri
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Annotated, Any, Literal, TypeVar, dataclass_transform
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import ConfigDict, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic import ConfigDict, Field, PlainSerializer, PlainValidator, TypeAdapter, WithJsonSchema
+from pydantic_core import from_json
 
 T = TypeVar("T")
 
@@ -37,17 +39,34 @@ RELATIONS: tuple[Relation, ...] = ("similar", "next_turn", "next_chunk", "cites"
 def record(cls: type[T]) -> type[T]:
     """Make ``cls`` a frozen, slotted, keyword-only dataclass without ``==`` (arrays have none that is a bool)."""
     made = dataclasses.dataclass(frozen=True, slots=True, kw_only=True, eq=False)(cls)
-    made.__pydantic_config__ = ConfigDict(arbitrary_types_allowed=True, extra="forbid")  # type: ignore[attr-defined]
+    config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", allow_inf_nan=False)
+    made.__pydantic_config__ = config  # type: ignore[attr-defined]
     return made
 
 
-def _array(dtype: str, item: str) -> Any:
-    """An ndarray of ``dtype`` that pydantic reads from nested lists and writes as them."""
+def _numbers(value: object, dtype: str, length: int | None) -> npt.NDArray[Any]:
+    """``value``, nested lists, as an ndarray, of the shape [length] if there is one. Raises ``ValueError``, as pydantic
+    wants it, for all that is none."""
+    try:
+        with np.errstate(over="ignore"):
+            made = np.asarray(value, dtype=dtype)
+    except (TypeError, OverflowError) as error:
+        raise ValueError(f"no array of {dtype}: {error}") from None
+    if not np.isfinite(made).all():
+        raise ValueError(f"a number that is no finite {dtype}")
+    if length is not None and made.shape != (length,):
+        raise ValueError(f"shape {list(made.shape)}, not [{length}]")
+    return made
+
+
+def _array(dtype: str, item: str, length: int | None = None) -> Any:
+    """An ndarray of ``dtype`` that pydantic reads from nested lists and writes as them; ``length``: its one axis'."""
+    size = {} if length is None else {"minItems": length, "maxItems": length}
     return Annotated[
         npt.NDArray[Any],
-        PlainValidator(lambda value: np.asarray(value, dtype=dtype)),
+        PlainValidator(lambda value: _numbers(value, dtype, length)),
         PlainSerializer(lambda value: value.tolist(), when_used="json"),
-        WithJsonSchema({"type": "array", "items": {"type": item}}),
+        WithJsonSchema({"type": "array", "items": {"type": item}, **size}),
     ]
 
 
@@ -55,6 +74,15 @@ def _array(dtype: str, item: str) -> Any:
 F32 = Annotated[npt.NDArray[np.float32], *_array("float32", "number").__metadata__]
 I32 = Annotated[npt.NDArray[np.int32], *_array("int32", "integer").__metadata__]
 I8 = Annotated[npt.NDArray[np.int8], *_array("int8", "integer").__metadata__]
+Hidden = Annotated[npt.NDArray[np.float32], *_array("float32", "number", HIDDEN).__metadata__]
+Features = Annotated[npt.NDArray[np.float32], *_array("float32", "number", FEATURES).__metadata__]
+
+Id = Annotated[str, Field(min_length=1, max_length=200)]
+"""A name that outside producers choose, too."""
+TENANT = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}"
+"""What names a tenant, as a regular expression: it can be a directory's name."""
+Tenant = Annotated[str, Field(pattern=f"^{TENANT}$")]
+Share = Annotated[float, Field(ge=0, le=1)]
 
 
 # ---------------------------------------------------------------------------------------------------- what is asked
@@ -305,8 +333,8 @@ class Route:
     propensities: dict[str, float]
     checkpoint: str
     reason: Literal["router", "explored", "low_confidence", "caller"]
-    hidden: F32
-    features: F32
+    hidden: Hidden
+    features: Features
     explanation: tuple[FeatureEffect, ...] = ()
     shadow: ShadowRoute | None = None
 
@@ -314,14 +342,15 @@ class Route:
 @record
 class Passage:
     """A node chosen for the context. ``score`` ranks it; ``attention`` is its mean weight (0 if not attended). A model
-    wrote the text of every ``kind`` but ``document``."""
+    wrote the text of every ``kind`` but ``document``. An outside producer's passage that is no node has no ``node_id``.
+    """
 
-    node_id: str
+    node_id: str = ""
     kind: Kind = "document"
-    source: str
+    source: str = ""
     text: str
-    tokens: int
-    score: float
+    tokens: int = 0
+    score: float = 0.0
     attention: float = 0.0
 
 
@@ -377,26 +406,117 @@ class Answer:
 
 
 @record
-class Interaction:
-    """A completed turn, the record that learning uses; emitted after the user has the answer.
+class Request:
+    """A question on a topic. What is asked are ``messages``, oldest first, and then ``text`` as the user's last one.
 
-    ``event_id`` (UUIDv7) is unique per event, so consumers can drop repeats. ``origin`` tells our own turns
-    (``"ruvllm"``) from those of outside producers. ``hidden`` is the session's state *before* the turn.
+    ``event_id`` is the producer's: the same again is the same request, and gets no second answer. ``session`` names the
+    conversation, of its own if it is empty; requests of one session are answered in their order if they have one key.
+    ``deadline`` (Unix seconds): afterwards it is refused instead of answered; without one it waits as long as it must.
+    ``created_at`` is the event's time unless it says otherwise. The other fields are as in ``Query``.
+    """
+
+    event_id: Id
+    tenant: Tenant
+    session: Annotated[str, Field(max_length=200)] = ""
+    user: Annotated[str, Field(max_length=200)] = ""
+    text: str = ""
+    messages: tuple[Message, ...] = ()
+    sampling: Sampling = Sampling()
+    k: int | None = None
+    mode: Mode | None = None
+    quality_bias: Share = 0.5
+    created_at: float = 0.0
+    deadline: float | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@record
+class Decision:
+    """A ``Route`` in short."""
+
+    tier: str
+    context_tokens: int
+    temperature: float
+    top_p: float
+    confidence: float
+    checkpoint: str
+    reason: str
+
+
+@record
+class Citation:
+    """A memory node that was in the prompt. ``score`` is what ranked it."""
+
+    node_id: str
+    source: str
+    score: float
+
+
+@record
+class Refusal:
+    """Why a request has no answer. ``kind``: ``Reject`` (the request's fault; ``param`` names the field), ``Retry`` (it
+    took too long, several times) or ``Stop`` (a fault of the service). ``remedy``: what its sender can do."""
+
+    kind: Literal["Reject", "Retry", "Stop"]
+    message: str
+    remedy: str
+    param: str = ""
+
+
+@record
+class Response:
+    """The answer to a ``Request``, or the ``error`` in its place. ``request_id`` is the request's ``event_id``.
+
+    ``event_id`` and ``interaction_id`` follow from it, so a response that comes twice, with another text perhaps, is
+    known by its id: the first counts. ``interaction_id`` is what feedback names. ``tier`` answered, which need not be
+    the tier of the ``route``. ``cached_tokens`` of ``prompt_tokens`` were not computed again.
     """
 
     event_id: str
+    request_id: str
     interaction_id: str
     tenant: str
     session: str
-    user: str = ""
-    turn: int
     created_at: float
-    origin: str = "ruvllm"
+    answer: str = ""
+    finish_reason: FinishReason | None = None
+    tier: str = ""
+    route: Decision | None = None
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    cached_tokens: int = 0
+    citations: tuple[Citation, ...] = ()
+    degraded: tuple[str, ...] = ()
+    error: Refusal | None = None
+    schema_version: int = SCHEMA_VERSION
+
+
+@record
+class Interaction:
+    """A completed turn, the record that learning uses; emitted after the user has the answer.
+
+    ``event_id`` is unique per event, so consumers can drop repeats. ``origin`` tells our own turns (``"ruvllm"``) from
+    those of outside producers, who name themselves (``"outside"`` if they don't); it is kept with what is remembered.
+    They need to send no more than ``event_id``, ``tenant``, ``session``, ``query`` and ``answer``: ``interaction_id``
+    is the event's id unless it says otherwise, ``created_at`` the event's time, and without ``route`` no router of
+    ours decided. ``score`` is what a user said of the answer: it stands in the judge's place, who is not asked.
+    ``hidden`` is the session's state *before* the turn.
+    """
+
+    event_id: Id
+    interaction_id: Annotated[str, Field(max_length=200)] = ""
+    tenant: Tenant
+    session: Id
+    user: Annotated[str, Field(max_length=200)] = ""
+    turn: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    created_at: float = 0.0
+    origin: Annotated[str, Field(max_length=200)] = ""
     query: str
     answer: str
+    score: Share | None = None
     context: tuple[Passage, ...] = ()
     route: Route | None = None
-    hidden: F32 | None = None
+    hidden: Hidden | None = None
     model: str = ""
     finish_reason: FinishReason = "stop"
     prompt_tokens: int = 0
@@ -404,6 +524,11 @@ class Interaction:
     timings: dict[str, float] = dataclasses.field(default_factory=dict)
     degraded: tuple[str, ...] = ()
     schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self) -> None:
+        """What follows from the other fields."""
+        object.__setattr__(self, "interaction_id", self.interaction_id or self.event_id)
+        object.__setattr__(self, "origin", self.origin or ("outside" if self.route is None else "ruvllm"))
 
 
 @record
@@ -435,13 +560,13 @@ class Verdict:
 class Feedback:
     """What a user says of an answer: ``score`` in [0, 1], 1 for good; ``correction``: what would have been right."""
 
-    event_id: str
-    interaction_id: str
-    tenant: str
-    session: str
-    created_at: float
+    event_id: Id
+    interaction_id: Id
+    tenant: Tenant
+    session: Id
+    created_at: float = 0.0
     score: float
-    correction: str = ""
+    correction: Annotated[str, Field(max_length=32_000)] = ""
     schema_version: int = SCHEMA_VERSION
 
 
@@ -514,6 +639,15 @@ def decode(cls: type[T], data: bytes | str) -> T:
     """A ``cls`` from JSON. Raises pydantic's ``ValidationError`` that names every bad field."""
     value: T = _adapter(cls).validate_json(data)
     return value
+
+
+def version_of(data: bytes) -> int:
+    """The ``schema_version`` that JSON names, ours if it names none or is none."""
+    with contextlib.suppress(ValueError):
+        found = from_json(data)
+        if isinstance(found, dict) and type(found.get("schema_version")) is int:
+            return int(found["schema_version"])
+    return SCHEMA_VERSION
 
 
 def json_schema(cls: type[Any]) -> dict[str, Any]:

@@ -26,6 +26,8 @@ def jobs(settings: Settings, profile: str | None, overrides: Sequence[str], say:
         "judge": settings.judge_job.enabled,
         "writeback": settings.writeback.enabled,
         "maintain": settings.maintain.enabled,
+        "learn": settings.learn.enabled,
+        "stream": settings.stream.enabled,
     }
     rest = ["--parent", str(os.getpid())]
     rest += ["--profile", profile] if profile else []

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,6 +51,50 @@ def evaluate_memory(
         except OSError as error:
             raise Reject("evaluate", f"can't write {out}: {error.strerror}", "name another --out") from error
     print(text if as_json else table(report))
+
+
+@evaluate_app.command("continual")
+def evaluate_continual(
+    json_: Annotated[
+        str | None, typer.Option("--json", metavar="OUT", help="the report there, too; - prints it")
+    ] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of everything, each from another seed")] = 5,
+    quick: Annotated[bool, typer.Option("--quick", help="a minute's trial that shows it works")] = False,
+    peer_python: Annotated[str | None, typer.Option(help="a Python with avalanche-lib, to measure beside ours")] = None,
+) -> None:
+    """Whether the learner forgets: permuted digits and a made-up stream of turns that changes. Takes half an hour.
+
+    Works on its own data; yours is not touched, and no service need run.
+    """
+    words = [sys.executable, "-m", "jobs.evaluate_continual", "--seeds", str(seeds), *["--quick"] * quick]
+    words += [] if json_ is None else ["--json", json_]
+    words += [] if peer_python is None else ["--peer-python", peer_python]
+    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+
+
+@evaluate_app.command("router")
+def evaluate_router(
+    outcomes: Annotated[Path, typer.Option(help="Parquet: id, domain, prompt, and TIER_quality and TIER_cost each")],
+    test: Annotated[Path | None, typer.Option(help="test on this file instead of a part of --outcomes")] = None,
+    train_fraction: Annotated[float, typer.Option(help="share of the prompts to learn from")] = 0.5,
+    by_domain: Annotated[bool, typer.Option("--by-domain", help="test on domains not learned from")] = False,
+    seeds: Annotated[int, typer.Option(min=1, help="runs of everything, each from another seed")] = 5,
+    json_: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="the report there, a plot beside it as .png")
+    ] = None,
+    profile: Profile = None,
+    set_: Sets = None,
+) -> None:
+    """Whether the router chooses well: it learns from a part of your outcomes, and is tested on the rest.
+
+    Beside simpler ways to choose. Of two tiers, columns weak_correct and strong_correct will do.
+    """
+    words = [sys.executable, "-m", "jobs.evaluate_router", "--outcomes", str(outcomes), *["--by-domain"] * by_domain]
+    words += ["--train-fraction", str(train_fraction), "--seeds", str(seeds)]
+    for name, value in (("--test", test), ("--json", json_), ("--profile", profile)):
+        words += [name, str(value)] if value is not None else []
+    words += [word for item in set_ or [] for word in ("--set", item)]
+    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
 
 
 def table(report: dict[str, Any]) -> str:

@@ -18,7 +18,6 @@ from conf.schema import Settings
 from operators.engines.ports import Encoded
 from operators.errors import Reject, Retry, Stop
 from operators.generate import GenerateInput
-from operators.ids import uuid7
 from operators.ingest import Document, Nodes
 from operators.records import (
     Answer,
@@ -162,7 +161,7 @@ class Service:
         self.sessions.put(query.tenant, query.session, following)
         self.emitter.emit(
             Interaction(
-                event_id=str(uuid7()),
+                event_id=query.interaction_id,  # the same if it is asked again, after a crash
                 interaction_id=query.interaction_id,
                 tenant=query.tenant,
                 session=query.session,

@@ -9,38 +9,16 @@ import math
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import nn
 
-from operators.base import Knobs
 from operators.errors import Stop
-from operators.learning.objective import ObjectiveConfig, Space, loss, targets, tensors
+from operators.learning.config import FitConfig
+from operators.learning.objective import Space, loss, targets, tensors
 from operators.learning.turns import Columns, exemplars
 from operators.networks.exemplars import AT
 from operators.networks.fastgrnn import Snapshot, Vector
 from operators.networks.fastgrnn_torch import FastGRNN
 from operators.networks.prior import UNITS
-
-
-class FitConfig(Knobs):
-    """How a router is trained from scratch."""
-
-    epochs: int = Field(14, ge=1)
-    """Times every turn is seen; more overfits a few thousand turns."""
-    batch: int = Field(64, ge=1)
-    """Turns a step."""
-    learning_rate: float = Field(3e-3, gt=0)
-    """Peak of the one-cycle schedule (Smith & Topin 2017, arXiv:1708.07120)."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay (Loshchilov & Hutter 2017, arXiv:1711.05101)."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of the features hidden at random in training."""
-    most_exemplars: int = Field(4096, ge=1)
-    """Turns that the router may compare a new one with; each costs 144 bytes and some 15 ns a decision."""
-    density: float = Field(0.25, gt=0, le=1)
-    """Share of W that is not zero in the end; 1 keeps all."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    """The loss."""
 
 
 def fit(turns: Columns, start: Snapshot, name: str, prices: Vector, config: FitConfig, seed: int = 0) -> Snapshot:

@@ -1,13 +1,13 @@
 """The router's learner: judged turns in, weights out, nothing forgotten on the way (design §9).
 
-A step takes some new turns and, for each, one from the replay buffer::
+Some new turns come in; ``rounds`` times they are learned from, each time beside others from the replay buffer::
 
     1 replay     as many turns as are new, drawn evenly over the strata of the buffer (region of queries × slot)
     2 gradient   of the loss of both halves, sessions unrolled through time, plus EWC's λ/2 Σ F (θ − θ*)²
     3 update     AdamW, then W is cut back to its support
     4 remember   the new turns are offered to the buffer
-    5 drift      the loss on the new turns, before the update, feeds the detector; at a rise, or on schedule, θ* and F
-                 are taken anew
+    5 drift      the loss on the new turns, before the first update, feeds the detector; at a rise, or on schedule, θ*
+                 and F are taken anew
 
 **The same after a crash.** Every draw of chance comes from the seed and the number of the step, and ``state`` holds all
 else. A learner that is restored from it and given the same turns is bit for bit the one that was never interrupted.
@@ -23,16 +23,15 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import Field
 from torch import Tensor
 
-from operators.base import Knobs
 from operators.errors import Stop
 from operators.learning.arrays import Arrays
+from operators.learning.config import LearnerConfig
 from operators.learning.drift import Drift
 from operators.learning.ewc import Ewc, diagonal_fisher
 from operators.learning.fit import begin
-from operators.learning.objective import ObjectiveConfig, Space, loss, targets, tensors
+from operators.learning.objective import Space, loss, targets, tensors
 from operators.learning.reservoir import Reservoir
 from operators.learning.sessions import unrolled
 from operators.learning.turns import SCHEMA, Columns, strata
@@ -44,41 +43,6 @@ Share: TypeAlias = Callable[[list[Tensor], int], int]
 """Averages gradients in place over the workers, weighted by their turns; gives the turns of all."""
 
 WHO = "learner"
-
-
-class LearnerConfig(Knobs):
-    """How the long-lived learner works."""
-
-    capacity: int = Field(100_000, ge=1)
-    """Turns in the replay buffer; some 900 bytes each."""
-    gather: int = Field(64, ge=8)
-    """Turns before anything is learned."""
-    learning_rate: float = Field(1e-3, gt=0)
-    """Of AdamW."""
-    weight_decay: float = Field(0.01, ge=0)
-    """Decoupled weight decay."""
-    dropout: float = Field(0.1, ge=0, lt=1)
-    """Share of the features hidden at random in training."""
-    ewc: float = Field(10.0, ge=0)
-    """λ of the penalty for leaving what was learned."""
-    ewc_gamma: float = Field(0.95, ge=0, le=1)
-    """What is left of the old Fisher information at each consolidation."""
-    consolidate_steps: int = Field(500, ge=1)
-    """Steps between two consolidations, if no drift comes first."""
-    fisher_turns: int = Field(512, ge=1)
-    """Turns that the Fisher information is estimated from."""
-    most_exemplars: int = Field(2048, ge=1)
-    """Turns that the router may compare a new one with."""
-    density: float = Field(0.25, gt=0, le=1)
-    """Share of W that is not zero, once the support is chosen."""
-    dense_steps: int = Field(200, ge=0)
-    """Steps with a dense W; so many more choose the support, after which it stays."""
-    clip_gradient: float = Field(1.0, gt=0)
-    """Largest norm of a gradient."""
-    seed: int = 0
-    """Seed of every draw."""
-    objective: ObjectiveConfig = ObjectiveConfig()
-    """The loss."""
 
 
 class Learner:
@@ -104,7 +68,7 @@ class Learner:
         return self._net is not None
 
     def learn(self, turns: Columns, share: Share = lambda gradients, n: n) -> float | None:
-        """A step on n new turns (n may be 0 beside other workers, then only theirs count).
+        """Learn from n new turns (n may be 0 beside other workers, then only theirs count).
 
         Returns the mean loss of the new turns before the update; ``None`` while turns are gathered. A turn must not be
         given twice: the caller drops repeats. Raises ``Stop`` if the loss is not finite, with nothing remembered.
@@ -115,14 +79,18 @@ class Learner:
             if len(self.buffer) >= self.config.gather:
                 self._begin()
             return None
-        random = np.random.default_rng([self.config.seed, self.steps])
-        replayed = self.buffer.sample(n, random) if n else {name: turns[name][:0] for name in SCHEMA}
-        told = self._gradient(turns, replayed, random, share)
-        self._update()
+        told: float | None = None
+        for _ in range(self.config.rounds):
+            random = np.random.default_rng([self.config.seed, self.steps])
+            replayed = self.buffer.sample(n, random) if n else {name: turns[name][:0] for name in SCHEMA}
+            said = self._gradient(turns, replayed, random, share)
+            told = said if told is None else told
+            self._update()
+            self.steps += 1
+            if self.steps % self.config.consolidate_steps == 0:
+                self.consolidate()
         self._remember(turns)
-        self.steps += 1
-        drifted = told is not None and self._drift.update(told)
-        if drifted or self.steps % self.config.consolidate_steps == 0:
+        if told is not None and self._drift.update(told):
             self.consolidate()
         return told
 

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from operators.base import Knobs
+from operators.learning.config import ObjectiveConfig
 from operators.learning.turns import Columns
 from operators.networks.exemplars import GAIN, Exemplars
 from operators.networks.fastgrnn import SHARPNESS, Vector
@@ -35,21 +35,6 @@ from operators.networks.features import PROJECTED, TIERS
 
 FLOOR = 0.05
 """A feature that hardly varied is not blown up beyond this standard deviation."""
-
-
-class ObjectiveConfig(Knobs):
-    """How the parts of the loss weigh."""
-
-    clip: float = 20.0
-    """Largest importance weight of a turn."""
-    good: float = 0.75
-    """Verdict from which a turn is good; what the confidence predicts."""
-    confidence_weight: float = 0.2
-    """Weight of the confidence head's loss."""
-    context_weight: float = 0.1
-    """Weight of the context head's loss."""
-    sampling_weight: float = 0.05
-    """Weight of the loss of temperature and top-p."""
 
 
 class Space:

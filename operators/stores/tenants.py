@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from operators.errors import Reject
-from operators.records import F32
+from operators.records import F32, TENANT
 from operators.stores.ports import Node
 
-_TENANT = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}")
+_TENANT = re.compile(TENANT)
 
 
 def check_tenant(who: str, tenant: str) -> str:

@@ -27,6 +27,7 @@ TOPICS: dict[str, int] = {
 """Topic → usual number of partitions. Another number moves keys to other partitions: that needs a new topic version."""
 
 READERS: dict[str, tuple[str, ...]] = {
+    REQUESTS: ("stream",),
     INTERACTIONS: ("judge",),
     FEEDBACK: ("feedback",),
     JUDGEMENTS: ("writeback",),

@@ -160,7 +160,7 @@ async def test_repeats_are_dropped(log: SqliteLog) -> None:
     ("value", "message"),
     [
         (b"not json \xff", "Invalid JSON"),
-        (b'{"event_id": "e1"}', "errors, first at interaction_id: Field required"),
+        (b'{"event_id": "e1"}', "errors, first at tenant: Field required"),
         (encode(interaction(1)).replace(b'"schema_version":1', b'"schema_version":9'), "schema_version 9, this is 1"),
         (encode(interaction(1)).replace(b'"turn":1', b'"turn":1,"surprise":2'), "first at surprise"),
     ],

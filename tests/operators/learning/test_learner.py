@@ -3,8 +3,9 @@ import pytest
 
 from operators.errors import Stop
 from operators.learning.arrays import from_bytes, to_bytes
-from operators.learning.fit import FitConfig, fit
-from operators.learning.learner import Learner, LearnerConfig
+from operators.learning.config import FitConfig, LearnerConfig
+from operators.learning.fit import fit
+from operators.learning.learner import Learner
 from operators.learning.sessions import columns_of
 from operators.learning.turns import SCHEMA, blank
 from operators.networks.exemplars import AT
@@ -56,13 +57,13 @@ def batches(turns, size=16):
 
 
 def test_it_learns_what_every_slot_is_good_for_from_the_slot_that_was_drawn():
-    learner = Learner(prior(), PRICES, LearnerConfig(gather=64, learning_rate=3e-3, dense_steps=40))
-    losses = [told for batch in batches(world(2400)) if (told := learner.learn(batch)) is not None]
+    learner = Learner(prior(), PRICES, LearnerConfig(gather=64, dense_steps=100))
+    losses = [told for batch in batches(world(1200)) if (told := learner.learn(batch)) is not None]
     assert np.mean(losses[-30:]) < np.mean(losses[:10])
     fresh = world(400, seed=9, first=10_000)
     q = predicted(learner.snapshot("x"), fresh)
     hard = fresh["features"][:, SLOT["digit_share"]] > 0.5
-    assert q[~hard, 0].mean() - q[hard, 0].mean() > 0.4
+    assert q[~hard, 0].mean() - q[hard, 0].mean() > 0.2
     assert abs(q[:, 3].mean() - 0.85) < 0.1
     zeros = np.mean(learner.snapshot("x").params["w"] == 0.0)
     assert zeros >= 0.75

@@ -1,0 +1,208 @@
+"""The learner's loop: judgements in, learned weights out, every so often a state that holds all of it together.
+
+    1 read       the next ``batch`` judgements of a partition, once there are so many; repeats are dropped
+    2 split      whole sessions are held out; with the others the learner takes a step
+    3 candidate  every ``candidate_turns`` judgements: measured by the gate, published, offered for promotion
+    4 save       every ``save_turns``: learner, held-out turns, what was seen and the positions, in one checkpoint
+    5 commit     the positions, as a signal of the lag
+
+Positions live in the state, not in the log: after a crash everything since the last save is done again, from the same
+judgements in the same batches, and comes out the same. Between two saves nothing else is kept, so there is nothing to
+agree with. Published candidates are the exception: their number follows from what was learned, so none is made twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from conf.learn import Learn
+from conf.promotion import Promotion
+from jobs.consumer import Seen, dead_letter, read_record
+from jobs.evidence import interaction_of
+from jobs.learn_turns import row, together
+from jobs.promote import Promoter
+from operators.errors import Reject, Skip
+from operators.learning.arrays import Arrays, from_bytes, to_bytes
+from operators.learning.gate import gate
+from operators.learning.holdout import Holdout
+from operators.learning.learner import Learner
+from operators.learning.weights import FILE, weights
+from operators.networks.fastgrnn import Snapshot
+from operators.records import Verdict
+from operators.route import Router
+from operators.stores.checkpoints import Registry
+from operators.stores.ports import Event, EventLog
+from operators.stores.topics import JUDGEMENTS
+
+GROUP = "learn"
+STATE = "state.safetensors"
+Point = Callable[[str], None]
+
+
+class LearnLoop:
+    """One worker's loop. Blocking calls; ``run`` puts them on a thread.
+
+    Args:
+        states: the registry of the learner's own states.
+        slots: tier → slot. ``costs`` float64[4]: by slot, NaN where there is none.
+        at: told each named step; fault tests end the process in it.
+    """
+
+    def __init__(
+        self,
+        log: EventLog,
+        registry: Registry,
+        states: Registry,
+        promoter: Promoter,
+        start: Snapshot,
+        slots: Mapping[str, int],
+        costs: npt.NDArray[np.float64],
+        router: Router.Config,
+        config: Learn,
+        promotion: Promotion,
+        at: Point = lambda step: None,
+    ) -> None:
+        self.learned = self.dead = self.candidates = 0
+        self._log, self._registry, self._states, self._promoter, self._at = log, registry, states, promoter, at
+        self._start, self._slots, self._costs = start, slots, costs
+        self._router, self._config, self._promotion = router, config, promotion
+        dearest = np.nanmax(costs) or 1.0
+        prices = np.where(np.isnan(costs), 1e3, router.cost_weight * costs / dearest)
+        self.learner = Learner(start, np.asarray(prices, np.float32), config.learner)
+        self.holdout = Holdout(config.holdout)
+        self._seen = Seen(config.remembered)
+        self._positions: dict[int, int] = {}
+        self._next = 0
+
+    async def run(self, stop: asyncio.Event, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
+        """Learn until ``stop``."""
+        await asyncio.to_thread(self.begin)
+        while not stop.is_set():
+            if not await asyncio.to_thread(self.turn, report):
+                try:
+                    async with asyncio.timeout(self._config.poll_s):
+                        await stop.wait()
+                except TimeoutError:
+                    await asyncio.to_thread(self._promoter.step)
+
+    def begin(self) -> None:
+        """Go on from the newest whole state, or from nothing."""
+        self._positions = dict.fromkeys(range(self._log.topics()[JUDGEMENTS]), 0)
+        found = self._states.newest_good()
+        if found is not None:
+            self._restore(from_bytes(self._states.read(found.version, STATE)))
+        self._promoter.recall()
+
+    def turn(self, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> int:
+        """One batch of one partition, if there is a whole one; returns how many judgements that was."""
+        for step in range(len(self._positions)):
+            partition = (self._next + step) % len(self._positions)
+            position = self._positions[partition]
+            # 1 read
+            events = self._log.read(JUDGEMENTS, partition, position, self._config.batch)
+            if len(events) < self._config.batch:
+                continue
+            # 2 split
+            turns = together(self._rows(events))
+            held = self.holdout.held(turns)
+            self.holdout.add({name: value[held] for name, value in turns.items()})
+            fresh = {name: value[~held] for name, value in turns.items()}
+            if len(fresh["id"]):
+                self.learner.learn(fresh)
+            self._at("learned")
+            self._positions[partition], self._next = events[-1].offset + 1, partition + 1
+            before, self.learned = self.learned, self.learned + len(events)
+            # 3 candidate
+            if self._due(before, self._config.candidate_turns) and self.learner.ready:
+                self._candidate()
+                self._at("candidate")
+            if self._due(before, self._config.save_turns):
+                # 4 save
+                self._states.publish({STATE: to_bytes(self.state())}, note=f"{self.learned} judgements")
+                self._states.prune(self._config.keep_states)
+                self._at("saved")
+                # 5 commit
+                for each, at in self._positions.items():
+                    self._log.commit(GROUP, JUDGEMENTS, each, at)
+                self._promoter.step()
+                report({"judgements": self.learned, "steps": self.learner.steps, "buffer": len(self.learner.buffer)})
+            return len(events)
+        return 0
+
+    def _due(self, before: int, every: int) -> bool:
+        return before // every != self.learned // every
+
+    def _rows(self, events: Sequence[Event]) -> list[dict[str, npt.NDArray[Any]]]:
+        """Rows of the judgements that teach something; what is broken becomes a dead letter."""
+        rows: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        for event in events:
+            try:
+                verdict = read_record(Verdict, event)
+                if verdict.event_id in self._seen:
+                    continue
+                interaction = interaction_of(self._log, event)
+                made = row(interaction, verdict, self._slots)
+                self._seen.add(verdict.event_id)
+                self._promoter.seen(interaction, verdict)
+            except (Skip, Reject) as error:
+                letter = dead_letter(event, error, 1)
+                self._log.append(letter.topic, letter.key, letter.value, letter.headers)
+                self.dead += 1
+                continue
+            if made is None:
+                continue
+            if verdict.by == "user":  # it stands against what a model said of the same turn
+                self.learner.buffer.forget(made["id"].tolist())
+                self.holdout.forget(made["id"], "id")
+            rows[int(made["id"][0])] = made
+        return list(rows.values())
+
+    def _candidate(self) -> None:
+        """Measure the weights of now and publish them; nothing where too little was held out to measure with."""
+        sets = self.holdout.sets(self._promotion.gate.min_turns)
+        about = {"judgements": self.learned, "steps": self.learner.steps}
+        if not any(one.name == "rolling" for one in sets):
+            return
+        self.learner.refresh()
+        if self._published(about):
+            return
+        now = self._registry.rollouts.current()
+        parent = now.active if now else self._start.checkpoint
+        active = weights(self._registry, parent, self._start)
+        candidate = self.learner.snapshot("candidate")
+        result = gate(candidate, active, sets, self._costs, self._router, self._promotion.gate)
+        window = {f"{JUDGEMENTS}/{partition}": (0, at) for partition, at in self._positions.items()}
+        self._promoter.publish({FILE: candidate.to_bytes()}, result, parent=parent, window=window, metrics=about)
+        self.candidates += 1
+
+    def _published(self, about: Mapping[str, int]) -> bool:
+        """Whether a run that ended after publishing and before saving has published this one."""
+        found = self._registry.newest_good()
+        return found is not None and about.items() <= self._registry.manifest(found.version).metrics.items()
+
+    # ----------------------------------------------------------------------------------------------------- in and out
+
+    def state(self) -> Arrays:
+        """All of it as arrays."""
+        made = {f"learner/{name}": value for name, value in self.learner.state().items()}
+        made |= {f"holdout/{name}": value for name, value in self.holdout.state().items()}
+        made["positions"] = np.array(list(self._positions.values()), np.int64)
+        made["counts"] = np.array([self.learned, self._next, self.dead], np.int64)
+        made["seen"] = np.frombuffer("\n".join(self._seen).encode(), np.uint8).copy()
+        return made
+
+    def _restore(self, state: Arrays) -> None:
+        def part(name: str) -> Arrays:
+            return {path[len(name) + 1 :]: value for path, value in state.items() if path.startswith(f"{name}/")}
+
+        self.learner.restore(part("learner"))
+        self.holdout.restore(part("holdout"))
+        self._positions = dict(enumerate(state["positions"].tolist()))
+        self.learned, self._next, self.dead = (int(count) for count in state["counts"])
+        for event_id in filter(None, state["seen"].tobytes().decode().split("\n")):
+            self._seen.add(event_id)
