@@ -22,18 +22,18 @@ import numpy.typing as npt
 
 from conf.learn import Learn
 from conf.promotion import Promotion
-from jobs.consumer import Seen, dead_letter, read_record
+from jobs.consumer import Seen, dead_letter, read_record, wait
 from jobs.evidence import interaction_of
 from jobs.learn_turns import row, together
 from jobs.promote import Promoter
-from operators.errors import Reject, Skip
+from operators.errors import Reject, Retry, Skip
 from operators.learning.arrays import Arrays, from_bytes, to_bytes
 from operators.learning.gate import gate
 from operators.learning.holdout import Holdout
 from operators.learning.learner import Learner
 from operators.learning.weights import FILE, weights
 from operators.networks.fastgrnn import Snapshot
-from operators.records import Verdict
+from operators.records import Interaction, Verdict
 from operators.route import Router
 from operators.stores.checkpoints import Registry
 from operators.stores.ports import Event, EventLog
@@ -81,14 +81,16 @@ class LearnLoop:
 
     async def run(self, stop: asyncio.Event, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
         """Learn until ``stop``."""
-        await asyncio.to_thread(self.begin)
+        begun = False
         while not stop.is_set():
-            if not await asyncio.to_thread(self.turn, report):
-                try:
-                    async with asyncio.timeout(self._config.poll_s):
-                        await stop.wait()
-                except TimeoutError:
+            try:
+                if not begun:
+                    await asyncio.to_thread(self.begin)
+                    begun = True
+                elif not await asyncio.to_thread(self.turn, report) and not await wait(stop, self._config.poll_s):
                     await asyncio.to_thread(self._promoter.step)
+            except Retry as error:  # the event log is away: lag, and the same again
+                await wait(stop, error.retry_after_s)
 
     def begin(self) -> None:
         """Go on from the newest whole state, or from nothing."""
@@ -138,22 +140,27 @@ class LearnLoop:
         return before // every != self.learned // every
 
     def _rows(self, events: Sequence[Event]) -> list[dict[str, npt.NDArray[Any]]]:
-        """Rows of the judgements that teach something; what is broken becomes a dead letter."""
-        rows: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        """Rows of the judgements that teach something; what is broken becomes a dead letter.
+
+        Everything is read before anything is noted: after a ``Retry`` the same judgements come again, as if unseen.
+        """
+        judged: dict[str, tuple[Verdict, Interaction, dict[str, npt.NDArray[Any]] | None]] = {}
+        letters = []
         for event in events:
             try:
                 verdict = read_record(Verdict, event)
-                if verdict.event_id in self._seen:
-                    continue
-                interaction = interaction_of(self._log, event)
-                made = row(interaction, verdict, self._slots)
-                self._seen.add(verdict.event_id)
-                self._promoter.seen(interaction, verdict)
+                if verdict.event_id not in self._seen:
+                    interaction = interaction_of(self._log, event)
+                    judged[verdict.event_id] = verdict, interaction, row(interaction, verdict, self._slots)
             except (Skip, Reject) as error:
-                letter = dead_letter(event, error, 1)
-                self._log.append(letter.topic, letter.key, letter.value, letter.headers)
-                self.dead += 1
-                continue
+                letters.append(dead_letter(event, error, 1))
+        for letter in letters:
+            self._log.append(letter.topic, letter.key, letter.value, letter.headers)
+        self.dead += len(letters)
+        rows: dict[int, dict[str, npt.NDArray[Any]]] = {}
+        for event_id, (verdict, interaction, made) in judged.items():
+            self._seen.add(event_id)
+            self._promoter.seen(interaction, verdict)
             if made is None:
                 continue
             if verdict.by == "user":  # it stands against what a model said of the same turn

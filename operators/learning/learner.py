@@ -82,7 +82,8 @@ class Learner:
         told: float | None = None
         for _ in range(self.config.rounds):
             random = np.random.default_rng([self.config.seed, self.steps])
-            replayed = self.buffer.sample(n, random) if n else {name: turns[name][:0] for name in SCHEMA}
+            some = n and len(self.buffer)  # whoever owned its turns may have had them deleted
+            replayed = self.buffer.sample(n, random) if some else {name: turns[name][:0] for name in SCHEMA}
             said = self._gradient(turns, replayed, random, share)
             told = said if told is None else told
             self._update()
@@ -97,6 +98,8 @@ class Learner:
     def consolidate(self) -> None:
         """Take θ* ← θ and F ← γF + the Fisher information of turns from the buffer."""
         net = self._network()
+        if not len(self.buffer):
+            return
         random = np.random.default_rng([self.config.seed, self.steps, 1])
         turns = self.buffer.sample(min(self.config.fisher_turns, len(self.buffer)), random)
         x, target, heard = self._seen(turns)

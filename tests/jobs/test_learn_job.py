@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 
 from jobs.learn_turns import row, together
-from operators.errors import Skip
+from operators.errors import Retry, Skip
 from operators.learning.arrays import to_bytes
 from operators.learning.gate import GATE
+from operators.learning.reservoir import key
 from operators.learning.weights import FILE
 from operators.networks.exemplars import AT
 from operators.networks.fastgrnn import Snapshot
 from operators.stores.checkpoints import Registry
-from operators.stores.topics import JUDGEMENTS, dlq
+from operators.stores.topics import INTERACTIONS, JUDGEMENTS, dlq
 from tests import learn_rig as rig
 
 
@@ -135,3 +136,48 @@ def test_what_the_exemplars_of_that_day_said_is_not_learned():
     made = row(dataclasses.replace(interaction, route=route), verdict, rig.SLOTS)
     assert not made["features"][:, AT].any()
     assert features[AT].all()
+
+
+def test_while_the_log_is_away_nothing_is_taken_for_seen(tmp_path):
+    rig.fill(tmp_path, 60)
+    with contextlib.closing(rig.opened(tmp_path)) as log:
+        whole = rig.loop_on(tmp_path / "whole", log)
+        whole.begin()
+        loop = rig.loop_on(tmp_path / "again", log)
+        loop.begin()
+        read, left = log.read, 7
+
+        def flaky(topic, *rest):
+            nonlocal left
+            left -= topic == INTERACTIONS
+            if not left:
+                left = 7
+                raise Retry("log", "away", "wait", retry_after_s=0.0)
+            return read(topic, *rest)
+
+        retries = 0
+        while whole.turn():
+            log.read = flaky
+            while True:
+                try:
+                    assert loop.turn()
+                    break
+                except Retry:
+                    retries += 1
+            log.read = read
+        assert retries > 3
+        assert to_bytes(loop.state()) == to_bytes(whole.state())
+
+
+def test_a_learner_whose_every_turn_was_deleted_goes_on(tmp_path):
+    rig.fill(tmp_path, 120)
+    with contextlib.closing(rig.opened(tmp_path)) as log:
+        loop = rig.loop_on(tmp_path, log)
+        loop.begin()
+        for _ in range(15):
+            loop.turn()
+        assert loop.learner.ready
+        assert loop.learner.forget(np.array([key("t")])) > 0
+        assert len(loop.learner.buffer) == 0
+        assert loop.turn()
+        assert 0 < len(loop.learner.buffer) <= 4
