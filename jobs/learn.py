@@ -20,6 +20,7 @@ from jobs.learn_loop import LearnLoop
 from jobs.process import main
 from jobs.promote import Promoter
 from operators.networks.acting import starting
+from operators.stores import removal
 from operators.stores.checkpoints import Registry
 from operators.stores.make import open_log
 
@@ -46,6 +47,7 @@ def make_loop(settings: Settings, log: Any, at: Any = lambda step: None) -> Lear
         settings.route,
         settings.learn,
         settings.promotion,
+        lambda: removal.written(settings.data_dir / "memory"),
         at,
     )
 

@@ -31,12 +31,14 @@ from operators.learning.arrays import Arrays, from_bytes, to_bytes
 from operators.learning.gate import gate
 from operators.learning.holdout import Holdout
 from operators.learning.learner import Learner
+from operators.learning.reservoir import key
 from operators.learning.weights import FILE, weights
 from operators.networks.fastgrnn import Snapshot
 from operators.records import Interaction, Verdict
 from operators.route import Router
 from operators.stores.checkpoints import Registry
 from operators.stores.ports import Event, EventLog
+from operators.stores.removal import Receipt
 from operators.stores.topics import JUDGEMENTS
 
 GROUP = "learn"
@@ -50,6 +52,7 @@ class LearnLoop:
     Args:
         states: the registry of the learner's own states.
         slots: tier → slot. ``costs`` float64[4]: by slot, NaN where there is none.
+        removed: the receipts of what was removed from the memory; its turns are forgotten here, too.
         at: told each named step; fault tests end the process in it.
     """
 
@@ -65,6 +68,7 @@ class LearnLoop:
         router: Router.Config,
         config: Learn,
         promotion: Promotion,
+        removed: Callable[[], Sequence[Receipt]] = lambda: (),
         at: Point = lambda step: None,
     ) -> None:
         self.learned = self.dead = self.candidates = 0
@@ -78,6 +82,7 @@ class LearnLoop:
         self._seen = Seen(config.remembered)
         self._positions: dict[int, int] = {}
         self._next = 0
+        self._removed, self._forgotten = removed, Seen(config.remembered)
 
     async def run(self, stop: asyncio.Event, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
         """Learn until ``stop``."""
@@ -88,6 +93,7 @@ class LearnLoop:
                     await asyncio.to_thread(self.begin)
                     begun = True
                 elif not await asyncio.to_thread(self.turn, report) and not await wait(stop, self._config.poll_s):
+                    await asyncio.to_thread(self.forget_removed)
                     await asyncio.to_thread(self._promoter.step)
             except Retry as error:  # the event log is away: lag, and the same again
                 await wait(stop, error.retry_after_s)
@@ -125,9 +131,7 @@ class LearnLoop:
                 self._at("candidate")
             if self._due(before, self._config.save_turns):
                 # 4 save
-                self._states.publish({STATE: to_bytes(self.state())}, note=f"{self.learned} judgements")
-                self._states.prune(self._config.keep_states)
-                self._at("saved")
+                self._save()
                 # 5 commit
                 for each, at in self._positions.items():
                     self._log.commit(GROUP, JUDGEMENTS, each, at)
@@ -135,6 +139,28 @@ class LearnLoop:
                 report({"judgements": self.learned, "steps": self.learner.steps, "buffer": len(self.learner.buffer)})
             return len(events)
         return 0
+
+    def forget_removed(self) -> int:
+        """Forget the turns whose nodes were removed from the memory, for good; returns how many that were.
+
+        What was saved before goes as newer states take its place. Published weights stay; their exemplars hold no text.
+        """
+        gone = 0
+        new = [receipt for receipt in self._removed() if receipt.receipt_id not in self._forgotten]
+        for receipt in new:
+            column = "owner" if receipt.whole_tenant else "node"
+            names = [receipt.tenant] if receipt.whole_tenant else receipt.node_ids
+            keys = np.array([key(name) for name in names], np.int64)
+            gone += self.learner.forget(keys, column) + self.holdout.forget(keys, column)
+            self._forgotten.add(receipt.receipt_id)
+        if gone:
+            self._save()
+        return gone
+
+    def _save(self) -> None:
+        self._states.publish({STATE: to_bytes(self.state())}, note=f"{self.learned} judgements")
+        self._states.prune(self._config.keep_states)
+        self._at("saved")
 
     def _due(self, before: int, every: int) -> bool:
         return before // every != self.learned // every
@@ -200,7 +226,8 @@ class LearnLoop:
         made |= {f"holdout/{name}": value for name, value in self.holdout.state().items()}
         made["positions"] = np.array(list(self._positions.values()), np.int64)
         made["counts"] = np.array([self.learned, self._next, self.dead], np.int64)
-        made["seen"] = np.frombuffer("\n".join(self._seen).encode(), np.uint8).copy()
+        for name, seen in (("seen", self._seen), ("forgotten", self._forgotten)):
+            made[name] = np.frombuffer("\n".join(seen).encode(), np.uint8).copy()
         return made
 
     def _restore(self, state: Arrays) -> None:
@@ -211,5 +238,6 @@ class LearnLoop:
         self.holdout.restore(part("holdout"))
         self._positions = dict(enumerate(state["positions"].tolist()))
         self.learned, self._next, self.dead = (int(count) for count in state["counts"])
-        for event_id in filter(None, state["seen"].tobytes().decode().split("\n")):
-            self._seen.add(event_id)
+        for name, seen in (("seen", self._seen), ("forgotten", self._forgotten)):
+            for one in filter(None, state[name].tobytes().decode().split("\n")):
+                seen.add(one)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from operators.documents import node_id
 from operators.errors import Skip
 from operators.learning.reservoir import key
 from operators.learning.turns import SCHEMA, blank
@@ -47,6 +48,7 @@ def row(interaction: Interaction, verdict: Verdict, slots: Mapping[str, int]) ->
     values = {
         "id": key(f"{interaction.tenant}|{interaction.interaction_id}"),
         "owner": key(interaction.tenant),
+        "node": key(node_id(interaction.tenant, interaction.interaction_id, "interaction")),
         "session": key(session_key(interaction.tenant, interaction.session)),
         "turn": interaction.turn,
         "features": features,

@@ -18,6 +18,7 @@ Columns: TypeAlias = Mapping[str, npt.NDArray[Any]]
 SCHEMA: dict[str, tuple[str, tuple[int, ...]]] = {
     "id": ("int64", ()),
     "owner": ("int64", ()),
+    "node": ("int64", ()),
     "session": ("int64", ()),
     "turn": ("int32", ()),
     "features": ("float32", (FEATURES,)),
@@ -31,10 +32,11 @@ SCHEMA: dict[str, tuple[str, tuple[int, ...]]] = {
     "temperature": ("float32", ()),
     "top_p": ("float32", ()),
 }
-"""``id``, ``owner`` and ``session``: keys of the interaction, its tenant, its session. ``features``: as the router read
-them, without what exemplars said. ``hidden``: the state before the turn. ``quality`` in [0, 1] and ``known`` (1 or 0)
-by slot: with one slot known it is what was logged, with more it is an evaluation or a counterfactual answer. ``slot``,
-``context`` (index into CONTEXT_TOKENS): what was drawn, with which propensity; −1 where no context size was drawn."""
+"""``id``, ``owner``, ``session`` and ``node``: keys of the interaction, its tenant, its session, and of the memory's
+node that it becomes if it is remembered. ``features``: as the router read them, without what exemplars said.
+``hidden``: the state before the turn. ``quality`` in [0, 1] and ``known`` (1 or 0) by slot: with one slot known it is
+what was logged, with more it is an evaluation or a counterfactual answer. ``slot``, ``context`` (index into
+CONTEXT_TOKENS): what was drawn, with which propensity; −1 where no context size was drawn."""
 
 
 def blank(n: int) -> dict[str, npt.NDArray[Any]]:

@@ -87,8 +87,12 @@ def purge_due(memory: Memory, tenant: str) -> bool:
 
 def receipts(memory: Memory, tenant: str) -> list[Receipt]:
     """The receipts of a tenant's removals, newest first."""
-    read = (decode(Receipt, path.read_bytes()) for path in sorted(_folder(memory, "removed").glob("*.json")))
-    return [receipt for receipt in read if receipt.tenant == tenant][::-1]
+    return [receipt for receipt in written(memory.directory.parent) if receipt.tenant == tenant][::-1]
+
+
+def written(root: Path) -> list[Receipt]:
+    """Every receipt of the memory under ``root``, the oldest first; for processes that hold copies of their own."""
+    return [decode(Receipt, path.read_bytes()) for path in sorted((root / "removed").glob("*.json"))]
 
 
 def _intent(

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jobs.learn_turns import row, together
+from operators.documents import node_id
 from operators.errors import Retry, Skip
 from operators.learning.arrays import to_bytes
 from operators.learning.gate import GATE
@@ -13,6 +14,7 @@ from operators.learning.weights import FILE
 from operators.networks.exemplars import AT
 from operators.networks.fastgrnn import Snapshot
 from operators.stores.checkpoints import Registry
+from operators.stores.removal import Receipt
 from operators.stores.topics import INTERACTIONS, JUDGEMENTS, dlq
 from tests import learn_rig as rig
 
@@ -181,3 +183,42 @@ def test_a_learner_whose_every_turn_was_deleted_goes_on(tmp_path):
         assert len(loop.learner.buffer) == 0
         assert loop.turn()
         assert 0 < len(loop.learner.buffer) <= 4
+
+
+def test_what_is_removed_from_the_memory_is_forgotten_here_and_stays_so_after_a_crash(tmp_path):
+    receipts = []
+
+    def receipt(number, **fields):
+        return Receipt(receipt_id=f"r{number}", tenant="t", reason="test", asked_at=1.0, **fields)
+
+    with contextlib.closing(rig.opened(tmp_path)) as log:
+        for i in range(60):
+            rig.put(log, *rig.turn(i))
+            rig.put(log, *rig.turn(100 + i, tenant="other"))
+        loop = rig.loop_on(tmp_path, log, removed=lambda: receipts)
+        loop.begin()
+        while loop.turn():
+            pass
+        before = kept(loop)
+        assert {"i3", "i4"} <= before
+        nodes = tuple(node_id("t", name, "interaction") for name in ("i3", "i4"))
+        receipts.append(receipt(1, node_ids=nodes))
+        assert loop.forget_removed() > 0
+        assert kept(loop) == before - {"i3", "i4"}
+        assert loop.forget_removed() == 0
+        receipts.append(receipt(2, node_ids=(), whole_tenant=True))
+        loop.forget_removed()
+        assert kept(loop)
+        assert all(int(name[1:]) >= 100 for name in kept(loop))
+        again = rig.loop_on(tmp_path, log, removed=lambda: receipts)
+        again.begin()
+        assert kept(again) == kept(loop)
+        assert again.forget_removed() == 0
+
+
+def kept(loop):
+    names = {key(f"{'t' if i < 100 else 'other'}|i{i}"): f"i{i}" for i in (*range(60), *range(100, 160))}
+    columns = [loop.learner.buffer.state()["rows/id"]]
+    columns += [value for name, value in loop.holdout.state().items() if name in ("rolling/id", "golden/id")]
+    columns.append(loop.holdout.state()["old/rows/id"])
+    return {names[int(one)] for column in columns for one in column}
