@@ -11,14 +11,14 @@ One thread, one seed: the same examples give the same weights on the same machin
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from conf.train_attention import TrainAttention
 from jobs.attention_examples import Example
+from jobs.process import one_thread
 from operators.errors import Reject, Stop
 from operators.networks import attention
 from operators.ranking import edge_features
@@ -65,7 +65,7 @@ def fit(train: Sequence[Example], validation: Sequence[Example], config: TrainAt
         dim, heads=config.heads, layers=config.layers, seed=config.seed, sharpness=config.sharpness
     )
     random = np.random.default_rng(config.seed)
-    with _one_thread():
+    with one_thread():
         network = Attention(start)
         few = [network.relation, network.weight, network.decay]
         many = [p for p in network.parameters() if all(p is not other for other in few)]
@@ -144,16 +144,3 @@ def _padded(examples: Sequence[Example]) -> list[Tensor]:
         present[i, :size] = True
         right[i, :size] = [node_id in gold for node_id in near.node_ids]
     return [torch.from_numpy(array) for array in (query, nodes, relation, weight, hop, present, right)]
-
-
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: two would sum in another order from run to run, and take the engines' cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -283,7 +283,7 @@ class Seen:
         self._ids: OrderedDict[str, None] = OrderedDict()
         self._capacity = capacity
 
-    def __contains__(self, event_id: str) -> bool:
+    def __contains__(self, event_id: object) -> bool:
         return event_id in self._ids
 
     def __iter__(self) -> Iterator[str]:

@@ -13,13 +13,12 @@ for each line, ours and the peer's, on two other seeds.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -28,6 +27,7 @@ import numpy as np
 from jobs import continual_digits as digits
 from jobs import continual_peer
 from jobs import continual_routing as routing
+from jobs.process import one_thread
 from operators.errors import Reject, RuvError
 
 WHO = "evaluate continual"
@@ -42,7 +42,7 @@ def evaluate(seeds: int, quick: bool, peer_python: str | None, say: Say) -> Repo
     """All three steps. ``quick`` shows that it runs; its figures mean nothing. Raises ``Reject`` for a failing peer."""
     protocol, updates = QUICK if quick else FULL
     numbers = list(range(seeds))
-    with _one_thread():
+    with one_thread():
         report: Report = {"seeds": seeds, "quick": quick, "digits": _digits(protocol, numbers, say)}
         report["digits"]["peer"] = _peer(protocol, numbers, peer_python, report["digits"]["lines"])
         report["routing"] = _routing(updates, numbers, say)
@@ -178,19 +178,6 @@ def _rows(lines: Report, form: str) -> list[str]:
             cells.append(shown + (f" ± {cell['half']:.3f}" if cell and cell["half"] is not None else ""))
         rows.append(f"{line:<26}" + "".join(f"{cell:>18}" for cell in cells))
     return rows
-
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One thread for torch: so small a network gains nothing by more, and sums are added in one order."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def main(args: Sequence[str] | None = None) -> None:

@@ -85,21 +85,26 @@ def recall(log: EventLog, tally: Tally, events: int) -> int:
         for event in log.read(JUDGEMENTS, partition, begin, events):
             try:
                 verdict = read_record(Verdict, event)
-                tally.add(interaction_of(log, event), verdict)
+                tally.add(interaction_of(log, event, verdict), verdict)
                 found += 1
             except Skip:
                 continue  # the learner, who reads it too, has put it aside as a dead letter
     return found
 
 
-def interaction_of(log: EventLog, event: Event) -> Interaction:
-    """The interaction that the verdict in ``event`` is about. Raises ``Skip`` if it is not there any more."""
+def interaction_of(log: EventLog, event: Event, verdict: Verdict) -> Interaction:
+    """What the ``verdict`` in ``event`` is about. Raises ``Skip`` when it is not where the event says. Blocks."""
     where = f"{event.topic}/{event.partition} offset {event.offset}"
     try:
         partition, offset = int(event.headers["src.partition"]), int(event.headers["src.offset"])
-    except (KeyError, ValueError) as e:
-        raise Skip(where, f"headers {dict(event.headers)}", "send src.partition and src.offset as headers") from e
+    except (KeyError, ValueError) as error:
+        got = f"no interaction named: {error}"
+        raise Skip(where, got, "send src.partition and src.offset of the interaction as headers") from error
     found = log.read(event.headers.get("src.topic", INTERACTIONS), partition, offset, 1)
     if not found or found[0].offset != offset:
-        raise Skip(where, "its interaction is gone", "keep interactions longer: events.retention_days")
-    return read_record(Interaction, found[0])
+        raise Skip(where, f"its interaction, {partition}/{offset}, is gone", "keep events longer than verdicts take")
+    interaction = read_record(Interaction, found[0])
+    if (interaction.interaction_id, interaction.tenant) != (verdict.interaction_id, verdict.tenant):
+        got = f"{partition}/{offset} is another interaction than {verdict.interaction_id}"
+        raise Skip(where, got, "send the verdict with the place of its own interaction")
+    return interaction

@@ -47,7 +47,7 @@ def make_loop(settings: Settings, log: Any, at: Any = lambda step: None) -> Lear
         settings.route,
         settings.learn,
         settings.promotion,
-        lambda: removal.written(settings.data_dir / "memory"),
+        lambda known: removal.written(settings.data_dir / "memory", known),
         at,
     )
 

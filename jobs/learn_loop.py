@@ -14,7 +14,7 @@ agree with. Published candidates are the exception: their number follows from wh
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -52,7 +52,7 @@ class LearnLoop:
     Args:
         states: the registry of the learner's own states.
         slots: tier → slot. ``costs`` float64[4]: by slot, NaN where there is none.
-        removed: the receipts of what was removed from the memory; its turns are forgotten here, too.
+        removed: the receipts of removals from the memory that are not among the known ids; their turns are forgotten.
         at: told each named step; fault tests end the process in it.
     """
 
@@ -68,7 +68,7 @@ class LearnLoop:
         router: Router.Config,
         config: Learn,
         promotion: Promotion,
-        removed: Callable[[], Sequence[Receipt]] = lambda: (),
+        removed: Callable[[Container[str]], Sequence[Receipt]] = lambda known: (),
         at: Point = lambda step: None,
     ) -> None:
         self.learned = self.dead = self.candidates = 0
@@ -146,8 +146,7 @@ class LearnLoop:
         What was saved before goes as newer states take its place. Published weights stay; their exemplars hold no text.
         """
         gone = 0
-        new = [receipt for receipt in self._removed() if receipt.receipt_id not in self._forgotten]
-        for receipt in new:
+        for receipt in self._removed(self._forgotten):
             column = "owner" if receipt.whole_tenant else "node"
             names = [receipt.tenant] if receipt.whole_tenant else receipt.node_ids
             keys = np.array([key(name) for name in names], np.int64)
@@ -176,7 +175,7 @@ class LearnLoop:
             try:
                 verdict = read_record(Verdict, event)
                 if verdict.event_id not in self._seen:
-                    interaction = interaction_of(self._log, event)
+                    interaction = interaction_of(self._log, event, verdict)
                     judged[verdict.event_id] = verdict, interaction, row(interaction, verdict, self._slots)
             except (Skip, Reject) as error:
                 letters.append(dead_letter(event, error, 1))

@@ -26,15 +26,16 @@ from typing import Any, Protocol
 from conf.schema import Settings
 from jobs.consumer import Consumer, Out, dead_letter, read_record
 from jobs.door import ServiceDoor
+from jobs.evidence import interaction_of
 from jobs.process import main
 from operators.documents import NAMESPACE
-from operators.errors import Reject, Skip, Stop
+from operators.errors import Reject, Stop
 from operators.privacy.masker import FAILED, Masker
 from operators.quarantine import Quarantine
 from operators.records import Interaction, Outcome, Verdict, Writeback, encode
 from operators.stores.make import open_log
 from operators.stores.ports import Event, EventLog
-from operators.stores.topics import INTERACTIONS, JUDGEMENTS, WRITEBACKS, event_headers, session_key
+from operators.stores.topics import JUDGEMENTS, WRITEBACKS, event_headers, session_key
 
 SOURCE = "/ruvllm/writeback"
 MOST_CITES = 64
@@ -97,7 +98,7 @@ class Writer:
                 return []
             got = f"{verdict.judge} gave {verdict.score:.2f}, {self._min_quality:g} is asked for"
             return [self._settled(verdict, "below_threshold", got)]
-        interaction = await asyncio.to_thread(self._interaction, event, verdict)
+        interaction = await asyncio.to_thread(interaction_of, self._log, event, verdict)
         said = verdict.correction or interaction.answer
         question, answer = await asyncio.to_thread(lambda: (self._mask(interaction.query), self._mask(said)))
         if not answer.strip() or FAILED in (question, answer):
@@ -154,25 +155,6 @@ class Writer:
 
     def _mask(self, text: str) -> str:
         return self._masker(text)
-
-    def _interaction(self, event: Event, verdict: Verdict) -> Interaction:
-        """What the verdict is about. Raises ``Skip`` when it is not where the event says."""
-        where = f"{event.topic}/{event.partition} offset {event.offset}"
-        try:
-            partition, offset = int(event.headers["src.partition"]), int(event.headers["src.offset"])
-        except (KeyError, ValueError) as error:
-            got = f"no interaction named: {error}"
-            raise Skip(where, got, "send src.partition and src.offset of the interaction as headers") from error
-        found = self._log.read(event.headers.get("src.topic", INTERACTIONS), partition, offset, 1)
-        if not found or found[0].offset != offset:
-            raise Skip(
-                where, f"its interaction, {partition}/{offset}, is gone", "keep events longer than verdicts take"
-            )
-        interaction = read_record(Interaction, found[0])
-        if (interaction.interaction_id, interaction.tenant) != (verdict.interaction_id, verdict.tenant):
-            got = f"{partition}/{offset} is another interaction than {verdict.interaction_id}"
-            raise Skip(where, got, "send the verdict with the place of its own interaction")
-        return interaction
 
     def _settled(self, verdict: Verdict, outcome: Outcome, reason: str = "", **rest: Any) -> Out:
         self.outcomes[outcome] += 1

@@ -82,7 +82,7 @@ def opened(root):
     return log
 
 
-def loop_on(root, log, at=lambda step: None, removed=lambda: ()):
+def loop_on(root, log, at=lambda step: None, removed=lambda known: ()):
     registry = Registry(Path(root) / "checkpoints")
     return LearnLoop(
         log, registry, Registry(Path(root) / "checkpoints", "learner"),

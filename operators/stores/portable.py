@@ -22,8 +22,8 @@ from operators.errors import Reject, Stop
 from operators.ids import uuid7
 from operators.records import RELATIONS, decode, encode, record
 from operators.stores import lance_rows
+from operators.stores.durable import sync
 from operators.stores.ports import Edge, Node
-from operators.stores.snapshot import sync
 from operators.stores.tenants import check_nodes, check_tenant
 
 if TYPE_CHECKING:

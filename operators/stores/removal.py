@@ -16,12 +16,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
+from collections.abc import Container
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from operators.errors import Stop
 from operators.ids import uuid7
 from operators.records import Filter, decode, encode, record
+from operators.stores.durable import sync
 from operators.stores.tenants import check_tenant
 
 if TYPE_CHECKING:  # the memory uses this module
@@ -90,9 +92,13 @@ def receipts(memory: Memory, tenant: str) -> list[Receipt]:
     return [receipt for receipt in written(memory.directory.parent) if receipt.tenant == tenant][::-1]
 
 
-def written(root: Path) -> list[Receipt]:
-    """Every receipt of the memory under ``root``, the oldest first; for processes that hold copies of their own."""
-    return [decode(Receipt, path.read_bytes()) for path in sorted((root / "removed").glob("*.json"))]
+def written(root: Path, known: Container[str] = ()) -> list[Receipt]:
+    """The receipts of the memory under ``root``, the oldest first; for processes that hold copies of their own.
+
+    Those whose ids are ``known`` are not read again.
+    """
+    paths = (path for path in sorted((root / "removed").glob("*.json")) if path.stem not in known)
+    return [decode(Receipt, path.read_bytes()) for path in paths]
 
 
 def _intent(
@@ -173,10 +179,6 @@ def _write(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        handle = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        sync(path.parent)
     except OSError as e:
         raise Stop("memory", f"{path} can't be written: {e.strerror}", "free some space there") from e

@@ -28,6 +28,7 @@ import numpy.typing as npt
 from operators.errors import Stop
 from operators.records import Kind
 from operators.stores.csr import Csr, build, walk
+from operators.stores.durable import sync
 from operators.stores.ports import Node, Subgraph
 
 FORMAT = 1
@@ -249,12 +250,3 @@ def _blob(path: Path) -> mmap.mmap | bytes:
 def _version(path: Path) -> int:
     tail = path.name.removeprefix("snapshot-")
     return int(tail) if tail.isdigit() else 0
-
-
-def sync(path: Path) -> None:
-    """What was written to a file, or which names a directory has, is durable when this returns."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
