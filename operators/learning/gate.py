@@ -1,8 +1,10 @@
 """The promotion gate: may these weights decide in place of the active ones? (design §9)
 
 The candidate passes if on every set of judged turns it is surely not worse by more than a margin, in quality and in
-cost: the bound of a paired bootstrap over sessions, of values as ``offpolicy`` estimates them. A candidate that makes
-no difference has a difference of exactly zero, and passes.
+cost: the bound of a paired bootstrap over sessions, of values as ``offpolicy`` estimates them. It may be dearer, up to
+a ceiling, where that surely pays: where its utility, quality − λ·cost, is better. λ is what the router itself trades
+with, its ``cost_weight`` divided by ``SHARPNESS``. A candidate that makes no difference has a difference of exactly
+zero, and passes.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from pydantic import Field
 from operators.base import Knobs
 from operators.errors import Reject, Stop
 from operators.learning.offpolicy import Difference, EvaluationSet, Values, check, difference, forward, policy, value
-from operators.networks.fastgrnn import Outputs, Snapshot, Vector
+from operators.networks.fastgrnn import SHARPNESS, Outputs, Snapshot, Vector
 from operators.records import record
 from operators.route import Router
 
@@ -31,13 +33,13 @@ class GateConfig(Knobs):
     quality_margin: float = Field(0.01, ge=0)
     """How much worse in mean verdict the candidate may surely be on any set."""
     cost_margin: float = Field(0.02, ge=0)
-    """How much dearer it may surely be, in shares of the dearest tier's cost."""
+    """How much dearer it may surely be, in shares of the dearest tier's cost, without being better for it."""
+    cost_ceiling: float = Field(0.25, ge=0)
+    """How much dearer one promotion may be at most, in the same shares, where its quality is worth it."""
     confidence_margin: float = Field(0.1, ge=0)
     """How much more than the active weights it may overrate itself: mean confidence minus the share of good turns."""
     good: float = Field(0.75, ge=0, le=1)
     """Verdict from which a turn is good; what the confidence predicts."""
-    cost_weight: float = Field(0.2, ge=0)
-    """λ_cost of the utility that is reported: quality − λ_cost · cost."""
     confidence: float = Field(0.95, gt=0.5, lt=1)
     """How sure it must be that it is not worse (one-sided)."""
     rounds: int = Field(2000, ge=100)
@@ -116,19 +118,24 @@ def gate(
             reasons.append(f"{one.name}: {why}")
             continue
         chances = [policy(*each, prices, router) for each in zip((active, weights), outputs, strict=True)]
-        results.append(_compare(one, outputs, chances, prices, config))
+        results.append(_compare(one, outputs, chances, prices, router.cost_weight / SHARPNESS, config))
         reasons += _against(results[-1], config)
     return GateResult(passed=not reasons, active=active.checkpoint, reasons=tuple(reasons), sets=tuple(results))
 
 
 def _compare(
-    one: EvaluationSet, outputs: Sequence[Outputs], chances: Sequence[Values], prices: Values, config: GateConfig
+    one: EvaluationSet,
+    outputs: Sequence[Outputs],
+    chances: Sequence[Values],
+    prices: Values,
+    cost_weight: float,
+    config: GateConfig,
 ) -> SetResult:
     reward = one.quality.astype(np.float64)
     good = np.where(np.isfinite(reward), reward >= config.good, np.nan)
     quality = [value(each, reward, one, config.clip) for each in chances]
     cost = [each @ np.nan_to_num(prices) for each in chances]
-    utility = [q - config.cost_weight * c for q, c in zip(quality, cost, strict=True)]
+    utility = [q - cost_weight * c for q, c in zip(quality, cost, strict=True)]
     reached = [value(each, good, one, config.clip).mean() for each in chances]
     claimed = [float(out.confidence.mean()) for out in outputs]
     weights = [each[np.arange(len(reward)), one.tier] / one.propensity for each in chances]
@@ -157,8 +164,13 @@ def _against(result: SetResult, config: GateConfig) -> list[str]:
     found = []
     if quality.low < -config.quality_margin:
         found.append(f"quality may be worse: {_words(quality)}, margin {config.quality_margin}")
-    if cost.high > config.cost_margin:
-        found.append(f"cost may be higher: {_words(cost)}, margin {config.cost_margin}")
+    if cost.high > max(config.cost_margin, config.cost_ceiling):
+        found.append(f"cost may be higher: {_words(cost)}, ceiling {config.cost_ceiling}")
+    elif cost.high > config.cost_margin and result.utility_gain.low <= 0:
+        found.append(
+            f"cost may be higher: {_words(cost)}, margin {config.cost_margin}, "
+            f"and may not be worth it: utility {_words(result.utility_gain)}"
+        )
     if over[1] > max(over[0], 0.0) + config.confidence_margin:
         found.append(f"it overrates itself by {over[1]:+.3f}, the active one by {over[0]:+.3f}")
     return [f"{result.name}: {why}" for why in found]

@@ -17,7 +17,7 @@ from operators.errors import Reject
 from operators.learning.gate import GateConfig, GateResult, gate
 from operators.learning.offpolicy import EvaluationSet, difference, forward, policy, value
 from operators.networks.exemplars import Exemplars
-from operators.networks.fastgrnn import Snapshot
+from operators.networks.fastgrnn import SHARPNESS, Snapshot
 from operators.networks.prior import prior
 from operators.records import decode, encode
 from operators.route import Router
@@ -142,6 +142,20 @@ def test_a_truly_better_one_passes() -> None:
     assert not asked(BLIND, CLEAN).passed, "and not the other way round"
 
 
+def test_a_dearer_one_passes_only_where_it_is_worth_it() -> None:
+    """Active: the smallest tier for all. Candidates spend more: on hard turns, where it helps, or on everybody's."""
+    small = Snapshot({**CLEAN.params, **SAME, "tier_b": np.float32([40, 0, 0, 0])}, "small")
+    worth = asked(CLEAN, small, cost_ceiling=1.0)
+    assert worth.passed, worth.reasons
+    assert all(one.cost_gain.low > CONFIG.cost_margin for one in worth.sets)
+    assert all(one.utility_gain.low > 0 for one in worth.sets)
+    spent = asked({**BLIND.params, "tier_b": np.float32([0, 0, 0, 40])}, CLEAN, cost_ceiling=1.0)
+    assert any("may not be worth it: utility" in reason for reason in spent.reasons)
+    ceiling = worth.sets[0].cost_gain.mean
+    stopped = asked(CLEAN, small, cost_ceiling=ceiling)
+    assert any(f"ceiling {ceiling}" in reason for reason in stopped.reasons)
+
+
 def test_an_equal_one_passes_and_is_measured_as_equal() -> None:
     result = asked(Snapshot(CLEAN.params, "again"))
     assert result.passed
@@ -172,7 +186,7 @@ def test_the_result_is_a_record_with_every_figure() -> None:
     assert (again.sets[0].turns, again.sets[0].sessions) == (900, 300)
     assert all(math.isfinite(x) for one in again.sets for x in (*one.utility, *one.cost, one.worst_weight))
     assert [one.utility[0] for one in again.sets] == pytest.approx(
-        [one.quality[0] - CONFIG.cost_weight * one.cost[0] for one in again.sets]
+        [one.quality[0] - ROUTER.cost_weight / SHARPNESS * one.cost[0] for one in again.sets]
     )
 
 
