@@ -14,8 +14,9 @@ class Learn(Knobs):
 
     enabled: bool = True
     """Whether ``ruvllm serve`` starts it."""
-    workers: int = Field(0, ge=0, le=1)
-    """Workers of Ray Train: 0 learns in the job's own process, which takes no second Ray worker."""
+    workers: int = Field(0, ge=0)
+    """Workers of Ray Train, which share the partitions: 0 learns in the job's own process and starts no Ray. Several
+    need ``data_dir`` on storage that all of them see."""
     nice: int = Field(10, ge=0, le=19)
     """How far the job steps back behind requests."""
     poll_s: float = Field(1.0, gt=0)

@@ -9,11 +9,15 @@
 Positions live in the state, not in the log: after a crash everything since the last save is done again, from the same
 judgements in the same batches, and comes out the same. Between two saves nothing else is kept, so there is nothing to
 agree with. Published candidates are the exception: their number follows from what was learned, so none is made twice.
+
+Several workers share the partitions, one batch each a turn. What they read is gathered, and all of them take it the
+same way, so all hold the same state; the first one alone publishes, saves and commits.
 """
 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Container, Mapping, Sequence
 from typing import Any
 
@@ -24,6 +28,7 @@ from conf.learn import Learn
 from conf.promotion import Promotion
 from jobs.consumer import Seen, dead_letter, read_record, wait
 from jobs.evidence import interaction_of
+from jobs.learn_read import whole
 from jobs.learn_turns import row, together
 from jobs.promote import Promoter
 from operators.errors import Reject, Retry, Skip
@@ -33,6 +38,7 @@ from operators.learning.holdout import Holdout
 from operators.learning.learner import Learner
 from operators.learning.reservoir import key
 from operators.learning.weights import FILE, weights
+from operators.learning.workers import Alone
 from operators.networks.fastgrnn import Snapshot
 from operators.records import Interaction, Verdict
 from operators.route import Router
@@ -44,10 +50,24 @@ from operators.stores.topics import JUDGEMENTS
 GROUP = "learn"
 STATE = "state.safetensors"
 Point = Callable[[str], None]
+Row = Mapping[str, npt.NDArray[Any]]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Batch:
+    """What a worker read of a partition: ``count`` judgements, of them the whole ones by event id, with the rows of
+    those that teach something; ``position`` follows them. ``away`` says why a worker could not read."""
+
+    partition: int = -1
+    position: int = 0
+    count: int = 0
+    dead: int = 0
+    judged: Mapping[str, tuple[Verdict, Interaction, Row | None]] = dataclasses.field(default_factory=dict)
+    away: Retry | None = None
 
 
 class LearnLoop:
-    """One worker's loop. Blocking calls; ``run`` puts them on a thread.
+    """A worker's loop. Blocking calls; ``run`` puts them on a thread.
 
     Args:
         states: the registry of the learner's own states.
@@ -70,18 +90,21 @@ class LearnLoop:
         promotion: Promotion,
         removed: Callable[[Container[str]], Sequence[Receipt]] = lambda known: (),
         at: Point = lambda step: None,
+        workers: Alone | None = None,
     ) -> None:
+        self._workers = workers or Alone()
+        self._first = self._workers.rank == 0
         self.learned = self.dead = self.candidates = 0
         self._log, self._registry, self._states, self._promoter, self._at = log, registry, states, promoter, at
         self._start, self._slots, self._costs = start, slots, costs
         self._router, self._config, self._promotion = router, config, promotion
         dearest = np.nanmax(costs) or 1.0
         prices = np.where(np.isnan(costs), 1e3, router.cost_weight * costs / dearest)
-        self.learner = Learner(start, np.asarray(prices, np.float32), config.learner)
+        self.learner = Learner(start, np.asarray(prices, np.float32), config.learner, self._workers)
         self.holdout = Holdout(config.holdout)
         self._seen = Seen(config.remembered)
         self._positions: dict[int, int] = {}
-        self._next = 0
+        self._next = [0] * self._workers.count
         self._removed, self._forgotten = removed, Seen(config.remembered)
 
     async def run(self, stop: asyncio.Event, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> None:
@@ -94,7 +117,8 @@ class LearnLoop:
                     begun = True
                 elif not await asyncio.to_thread(self.turn, report) and not await wait(stop, self._config.poll_s):
                     await asyncio.to_thread(self.forget_removed)
-                    await asyncio.to_thread(self._promoter.step)
+                    if self._first:
+                        await asyncio.to_thread(self._promoter.step)
             except Retry as error:  # the event log is away: lag, and the same again
                 await wait(stop, error.retry_after_s)
 
@@ -104,41 +128,45 @@ class LearnLoop:
         found = self._states.newest_good()
         if found is not None:
             self._restore(from_bytes(self._states.read(found.version, STATE)))
-        self._promoter.recall()
+        if self._first:
+            self._promoter.recall()
 
     def turn(self, report: Callable[[dict[str, Any]], None] = lambda metrics: None) -> int:
-        """One batch of one partition, if there is a whole one; returns how many judgements that was."""
-        for step in range(len(self._positions)):
-            partition = (self._next + step) % len(self._positions)
-            position = self._positions[partition]
-            # 1 read
-            events = self._log.read(JUDGEMENTS, partition, position, self._config.batch)
-            if len(events) < self._config.batch:
-                continue
-            # 2 split
-            turns = together(self._rows(events))
-            held = self.holdout.held(turns)
-            self.holdout.add({name: value[held] for name, value in turns.items()})
-            fresh = {name: value[~held] for name, value in turns.items()}
-            if len(fresh["id"]):
-                self.learner.learn(fresh)
-            self._at("learned")
-            self._positions[partition], self._next = events[-1].offset + 1, partition + 1
-            before, self.learned = self.learned, self.learned + len(events)
-            # 3 candidate
-            if self._due(before, self._config.candidate_turns) and self.learner.ready:
-                self._candidate()
-                self._at("candidate")
-            if self._due(before, self._config.save_turns):
-                # 4 save
-                self._save()
+        """A batch of one partition for each worker, where there are whole ones; returns how many judgements that was.
+
+        Raises ``Retry``, on all workers and with nothing taken, while the log is away for one.
+        """
+        # 1 read
+        batches = self._workers.gather(self._read())
+        if away := next((batch.away for batch in batches if batch.away), None):
+            raise away
+        count = sum(batch.count for batch in batches)
+        if not count:
+            return 0
+        # 2 split
+        rows = [(row, rank) for rank, batch in enumerate(batches) for row in self._take(rank, batch)]
+        turns = together([row for row, _ in rows])
+        mine = np.array([rank == self._workers.rank for _, rank in rows], bool)
+        held = self.holdout.held(turns)
+        self.holdout.add({name: value[held] for name, value in turns.items()})
+        if not held.all():
+            self.learner.learn({name: value[~held] for name, value in turns.items()}, mine[~held])
+        self._at("learned")
+        before = self.learned
+        self.learned += sum(len(batch.judged) + batch.dead for batch in batches)
+        # 3 candidate
+        if self._due(before, self._config.candidate_turns) and self.learner.ready:
+            self._candidate()
+            self._at("candidate")
+        if self._due(before, self._config.save_turns):
+            self._save()
+            if self._first:
                 # 5 commit
                 for each, at in self._positions.items():
                     self._log.commit(GROUP, JUDGEMENTS, each, at)
                 self._promoter.step()
-                report({"judgements": self.learned, "steps": self.learner.steps, "buffer": len(self.learner.buffer)})
-            return len(events)
-        return 0
+            report({"judgements": self.learned, "steps": self.learner.steps, "buffer": len(self.learner.buffer)})
+        return count
 
     def forget_removed(self) -> int:
         """Forget the turns whose nodes were removed from the memory, for good; returns how many that were.
@@ -146,7 +174,8 @@ class LearnLoop:
         What was saved before goes as newer states take its place. Published weights stay; their exemplars hold no text.
         """
         gone = 0
-        for receipt in self._removed(self._forgotten):
+        # The first worker says which: a receipt may be written between two looks.
+        for receipt in self._workers.gather(self._removed(self._forgotten) if self._first else ())[0]:
             column = "owner" if receipt.whole_tenant else "node"
             names = [receipt.tenant] if receipt.whole_tenant else receipt.node_ids
             keys = np.array([key(name) for name in names], np.int64)
@@ -157,6 +186,9 @@ class LearnLoop:
         return gone
 
     def _save(self) -> None:
+        # 4 save
+        if not self._first:
+            return
         self._states.publish({STATE: to_bytes(self.state())}, note=f"{self.learned} judgements")
         self._states.prune(self._config.keep_states)
         self._at("saved")
@@ -164,12 +196,24 @@ class LearnLoop:
     def _due(self, before: int, every: int) -> bool:
         return before // every != self.learned // every
 
-    def _rows(self, events: Sequence[Event]) -> list[dict[str, npt.NDArray[Any]]]:
-        """Rows of the judgements that teach something; what is broken becomes a dead letter.
+    def _read(self) -> Batch:
+        """The next whole batch of this worker's partitions, which take turns; what is broken becomes a dead letter.
 
-        Everything is read before anything is noted: after a ``Retry`` the same judgements come again, as if unseen.
+        Nothing is noted here: after a ``Retry`` the same judgements come again, as if unseen.
         """
-        judged: dict[str, tuple[Verdict, Interaction, dict[str, npt.NDArray[Any]] | None]] = {}
+        try:
+            rank, workers = self._workers.rank, self._workers.count
+            mine = range(rank, len(self._positions), workers)
+            for partition in sorted(mine, key=lambda partition: (partition < self._next[rank], partition)):
+                events = whole(self._log, partition, self._positions[partition], self._config.batch, self._seen)
+                if events:
+                    return self._understood(partition, events)
+        except Retry as error:
+            return Batch(away=error)
+        return Batch()
+
+    def _understood(self, partition: int, events: Sequence[Event]) -> Batch:
+        judged: dict[str, tuple[Verdict, Interaction, Row | None]] = {}
         letters = []
         for event in events:
             try:
@@ -181,14 +225,24 @@ class LearnLoop:
                 letters.append(dead_letter(event, error, 1))
         for letter in letters:
             self._log.append(letter.topic, letter.key, letter.value, letter.headers)
-        self.dead += len(letters)
-        rows: dict[int, dict[str, npt.NDArray[Any]]] = {}
-        for event_id, (verdict, interaction, made) in judged.items():
+        return Batch(partition, events[-1].offset + 1, len(events), len(letters), judged)
+
+    def _take(self, rank: int, batch: Batch) -> list[Row]:
+        """Note what was read; returns the rows to learn from."""
+        if not batch.count:
+            return []
+        self.dead += batch.dead
+        self._positions[batch.partition] = batch.position
+        self._next[rank] = batch.partition + 1
+        rows: dict[int, Row] = {}
+        for event_id, (verdict, interaction, made) in batch.judged.items():
+            if event_id in self._seen:  # another worker read it in the same turn
+                continue
             self._seen.add(event_id)
             self._promoter.seen(interaction, verdict)
             if made is None:
                 continue
-            if verdict.by == "user":  # it stands against what a model said of the same turn
+            if verdict.by == "user" or verdict.replaces:  # it stands against what a model said of the same turn
                 self.learner.buffer.forget(made["id"].tolist())
                 self.holdout.forget(made["id"], "id")
             rows[int(made["id"][0])] = made
@@ -201,7 +255,7 @@ class LearnLoop:
         if not any(one.name == "rolling" for one in sets):
             return
         self.learner.refresh()
-        if self._published(about):
+        if not self._first or self._published(about):
             return
         now = self._registry.rollouts.current()
         parent = now.active if now else self._start.checkpoint
@@ -224,7 +278,7 @@ class LearnLoop:
         made = {f"learner/{name}": value for name, value in self.learner.state().items()}
         made |= {f"holdout/{name}": value for name, value in self.holdout.state().items()}
         made["positions"] = np.array(list(self._positions.values()), np.int64)
-        made["counts"] = np.array([self.learned, self._next, self.dead], np.int64)
+        made["counts"] = np.array([self.learned, self.dead, *self._next], np.int64)
         for name, seen in (("seen", self._seen), ("forgotten", self._forgotten)):
             made[name] = np.frombuffer("\n".join(seen).encode(), np.uint8).copy()
         return made
@@ -236,7 +290,9 @@ class LearnLoop:
         self.learner.restore(part("learner"))
         self.holdout.restore(part("holdout"))
         self._positions = dict(enumerate(state["positions"].tolist()))
-        self.learned, self._next, self.dead = (int(count) for count in state["counts"])
+        self.learned, self.dead, *cursors = (int(count) for count in state["counts"])
+        if len(cursors) == len(self._next):  # else as many workers as then are not there: whose turn it is starts anew
+            self._next = cursors
         for name, seen in (("seen", self._seen), ("forgotten", self._forgotten)):
             for one in filter(None, state[name].tobytes().decode().split("\n")):
                 seen.add(one)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -62,10 +62,13 @@ def row(interaction: Interaction, verdict: Verdict, slots: Mapping[str, int]) ->
     }
     for name, value in values.items():
         made[name][0] = value
+    for tier, score in verdict.others.items():  # counterfactual answers; a tier that is gone teaches nothing
+        if tier in slots:
+            made["quality"][0, slots[tier]], made["known"][0, slots[tier]] = score, 1.0
     made["quality"][0, slot], made["known"][0, slot] = verdict.score, 1.0
     return made
 
 
-def together(rows: list[dict[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
+def together(rows: Sequence[Mapping[str, npt.NDArray[Any]]]) -> dict[str, npt.NDArray[Any]]:
     """Rows as columns [n, …]; n may be 0."""
     return {name: np.concatenate([blank(0)[name], *(each[name] for each in rows)]) for name in SCHEMA}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import secrets
+import signal
 import sys
 from collections.abc import Iterator
 
@@ -30,15 +31,25 @@ def local_ray(cpus: int, object_store_bytes: int) -> Iterator[None]:
     os.environ.update(ENVIRONMENT, RAY_AUTH_TOKEN=secrets.token_hex(32))
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=cpus,
-        object_store_memory=object_store_bytes,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level="error",
-    )
+    with own_signals():
+        ray.init(
+            address="local",
+            num_cpus=cpus,
+            object_store_memory=object_store_bytes,
+            include_dashboard=False,
+            log_to_driver=False,
+            logging_level="error",
+        )
     try:
         yield
     finally:
         ray.shutdown()
+
+
+@contextlib.contextmanager
+def own_signals() -> Iterator[None]:
+    """After the block the process ends on a signal as it did before: Ray's core takes SIGTERM and aborts on it."""
+    before = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
+    yield
+    for each, handler in before.items():
+        signal.signal(each, handler)

@@ -1,5 +1,9 @@
 """Fixtures shared by all tests."""
 
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # before torch: its threads spin, and beside other work they collapse
+
 import pytest
 
 from tests.service import Running

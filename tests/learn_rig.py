@@ -1,22 +1,29 @@
 """A log full of judged turns of an invented world, and a learner's loop on it. Run as a script, it learns until told.
 
 python learn_rig.py ROOT [POINT COUNT]    ends itself by SIGKILL the COUNT-th time it passes POINT
+
+With RANK and WORLD_SIZE in the environment, as torchrun sets them, it is one of several workers. It prints what it has
+learned and the digest of the state it ends with.
 """
 
 import contextlib
+import hashlib
 import os
 import signal
 import sys
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from conf.learn import Learn
 from conf.promotion import Promotion
 from jobs.learn_loop import LearnLoop
 from jobs.promote import Promoter
+from operators.learning.arrays import to_bytes
 from operators.learning.config import LearnerConfig
 from operators.learning.holdout import HoldoutConfig
+from operators.learning.workers import Alone, Group
 from operators.networks.features import SLOT
 from operators.networks.prior import prior
 from operators.records import Interaction, Route, Verdict, encode
@@ -82,23 +89,30 @@ def opened(root):
     return log
 
 
-def loop_on(root, log, at=lambda step: None, removed=lambda known: ()):
+def loop_on(root, log, at=lambda step: None, removed=lambda known: (), workers=None):
     registry = Registry(Path(root) / "checkpoints")
     return LearnLoop(
         log, registry, Registry(Path(root) / "checkpoints", "learner"),
         Promoter(registry, log, "prior-2", PROMOTION, clock=lambda: 3.0), prior(), SLOTS, COSTS, Router.Config(),
-        CONFIG, PROMOTION, removed, at,
+        CONFIG, PROMOTION, removed, at, workers,
     )  # fmt: skip
 
 
-def learn_all(root, at=lambda step: None):
+def learn_all(root, at=lambda step: None, workers=None):
     """Learn what is there; the loop, to look at."""
     with contextlib.closing(opened(root)) as log:
-        loop = loop_on(root, log, at)
+        loop = loop_on(root, log, at, workers=workers)
         loop.begin()
         while loop.turn():
             pass
         return loop
+
+
+def had(loop):
+    """A digest of the ids of all turns that are in the buffer or held out."""
+    state = loop.state()
+    ids = {id for name, value in state.items() if name.endswith("/id") for id in value.tolist()}
+    return hashlib.sha256(repr(sorted(ids)).encode()).hexdigest()
 
 
 if __name__ == "__main__":
@@ -112,5 +126,10 @@ if __name__ == "__main__":
             if not left:
                 os.kill(os.getpid(), signal.SIGKILL)
 
+    workers = Alone()
+    if "WORLD_SIZE" in os.environ:
+        torch.distributed.init_process_group("gloo")
+        workers = Group()
     print("learning", flush=True)
-    learn_all(root, at)
+    ended = learn_all(root, at, workers)
+    print(ended.learned, had(ended), hashlib.sha256(to_bytes(ended.state())).hexdigest())

@@ -12,13 +12,15 @@ Some new turns come in; ``rounds`` times they are learned from, each time beside
 **The same after a crash.** Every draw of chance comes from the seed and the number of the step, and ``state`` holds all
 else. A learner that is restored from it and given the same turns is bit for bit the one that was never interrupted.
 
+**On several workers** (``workers``) all learn from the same turns, and each computes the gradient of its part of them.
+
 Until ``gather`` turns are there nothing is learned: the standardised space and the first exemplars are made of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -35,12 +37,11 @@ from operators.learning.objective import Space, loss, targets, tensors
 from operators.learning.reservoir import Reservoir
 from operators.learning.sessions import unrolled
 from operators.learning.turns import SCHEMA, Columns, strata
+from operators.learning.workers import Alone
 from operators.networks.exemplars import AT, Exemplars
 from operators.networks.fastgrnn import Snapshot, Vector
 from operators.networks.fastgrnn_torch import FastGRNN
-
-Share: TypeAlias = Callable[[list[Tensor], int], int]
-"""Averages gradients in place over the workers, weighted by their turns; gives the turns of all."""
+from operators.records import FEATURES
 
 WHO = "learner"
 
@@ -48,8 +49,9 @@ WHO = "learner"
 class Learner:
     """Learns from ``start`` on. ``prices`` float32[4]: what a slot costs, in logits of the policy. One thread."""
 
-    def __init__(self, start: Snapshot, prices: Vector, config: LearnerConfig) -> None:
+    def __init__(self, start: Snapshot, prices: Vector, config: LearnerConfig, workers: Alone | None = None) -> None:
         self.config = config
+        self._workers = workers or Alone()
         self.steps = 0
         self.consolidations = 0
         self._start, self._prices = start, torch.from_numpy(np.array(prices, np.float32))
@@ -67,13 +69,14 @@ class Learner:
         """Whether enough turns were gathered to learn from."""
         return self._net is not None
 
-    def learn(self, turns: Columns, share: Share = lambda gradients, n: n) -> float | None:
-        """Learn from n new turns (n may be 0 beside other workers, then only theirs count).
+    def learn(self, turns: Columns, mine: npt.NDArray[np.bool_] | None = None) -> float | None:
+        """Learn from n ≥ 1 new turns, the same on every worker; ``mine`` bool[n] are this worker's to compute.
 
         Returns the mean loss of the new turns before the update; ``None`` while turns are gathered. A turn must not be
         given twice: the caller drops repeats. Raises ``Stop`` if the loss is not finite, with nothing remembered.
         """
         n = len(turns["id"])
+        mine = np.ones(n, bool) if mine is None else mine
         if not self.ready:
             self._remember(turns)
             if len(self.buffer) >= self.config.gather:
@@ -82,9 +85,9 @@ class Learner:
         told: float | None = None
         for _ in range(self.config.rounds):
             random = np.random.default_rng([self.config.seed, self.steps])
-            some = n and len(self.buffer)  # whoever owned its turns may have had them deleted
-            replayed = self.buffer.sample(n, random) if some else {name: turns[name][:0] for name in SCHEMA}
-            said = self._gradient(turns, replayed, random, share)
+            # Whoever owned the buffer's turns may have had them deleted.
+            replayed = self.buffer.sample(n, random) if len(self.buffer) else {k: v[:0] for k, v in turns.items()}
+            said = self._gradient(turns, replayed, mine, random)
             told = said if told is None else told
             self._update()
             self.steps += 1
@@ -101,7 +104,8 @@ class Learner:
         if not len(self.buffer):
             return
         random = np.random.default_rng([self.config.seed, self.steps, 1])
-        turns = self.buffer.sample(min(self.config.fisher_turns, len(self.buffer)), random)
+        drawn = self.buffer.sample(min(self.config.fisher_turns, len(self.buffer)), random)
+        turns = {name: drawn[name][self._workers.rank :: self._workers.count] for name in SCHEMA}
         x, target, heard = self._seen(turns)
         names = tuple(tensors(turns))
 
@@ -111,7 +115,14 @@ class Learner:
 
         hidden = torch.from_numpy(turns["hidden"])
         columns = tuple(tensors(turns).values())
-        self._ewc.consolidate(net, diagonal_fisher(net, of_one, x, hidden, target, heard, *columns))
+        if len(x):
+            fisher = diagonal_fisher(net, of_one, x, hidden, target, heard, *columns)
+        else:  # more workers than turns
+            fisher = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
+        for each in fisher.values():
+            each.mul_(len(x) / len(drawn["id"]))
+        self._workers.add(list(fisher.values()))
+        self._ewc.consolidate(net, fisher)
         self.consolidations += 1
 
     def refresh(self) -> None:
@@ -155,6 +166,10 @@ class Learner:
         target, heard = targets(turns, seen, self._exemplars, self.config.objective.clip)
         generator = torch.Generator().manual_seed(self.config.seed)
         self._net = begin(self._start, torch.from_numpy(target), torch.from_numpy(heard), generator, self._space)
+        with torch.no_grad():  # all begin as the first worker does: unlike machines round differently
+            for parameter in self._net.parameters():
+                parameter.mul_(float(self._workers.rank == 0))
+        self._workers.add(list(self._net.parameters()))
         self._optimizer = self._made_optimizer()
 
     def _made_optimizer(self) -> torch.optim.AdamW:
@@ -174,30 +189,35 @@ class Learner:
         target, heard = targets(turns, seen, self._exemplars, self.config.objective.clip)
         return torch.from_numpy(self._space.put(x)), torch.from_numpy(target), torch.from_numpy(heard)
 
-    def _gradient(self, new: Columns, replayed: Columns, random: np.random.Generator, share: Share) -> float | None:
+    def _gradient(
+        self, new: Columns, replayed: Columns, mine: npt.NDArray[np.bool_], random: np.random.Generator
+    ) -> float:
+        """The gradient of all workers' turns together; returns the mean loss of the new ones."""
         net, n = self._network(), len(new["id"])
         both = {name: np.concatenate((new[name], replayed[name])) for name in SCHEMA}
+        rows = np.flatnonzero(np.concatenate((mine, mine[: len(replayed["id"])])))
+        keep = random.random((len(both["id"]), FEATURES), np.float32) >= self.config.dropout
+        part = {name: both[name][rows] for name in SCHEMA}
         net.zero_grad()
-        told: float | None = None
-        if n:
-            x, target, heard = self._seen(both)
-            keep = random.random(x.shape, np.float32) >= self.config.dropout
-            inputs = x * torch.from_numpy(keep) / (1.0 - self.config.dropout)
-            each = loss(
-                unrolled(net, inputs, both, n), target, heard, tensors(both), self._prices, self.config.objective
-            )
-            told = float(each[:n].detach().mean())
-            total = each.mean() + self._ewc.penalty(net)
-            if not bool(torch.isfinite(total)):
-                raise Stop(WHO, f"a loss of {float(total)} at step {self.steps}", "go back to the last good checkpoint")
+        told, total = torch.zeros(()), torch.zeros(())
+        if len(rows):
+            x, target, heard = self._seen(part)
+            inputs = x * torch.from_numpy(keep[rows]) / (1.0 - self.config.dropout)
+            out, own = unrolled(net, inputs, part, int(mine.sum())), int(mine.sum())
+            each = loss(out, target, heard, tensors(part), self._prices, self.config.objective)
+            told, total = each[:own].detach().sum() / n, each.sum() / len(both["id"])
+        if self._workers.rank == 0:
+            total = total + self._ewc.penalty(net)
+        if total.requires_grad:
             total.backward()  # type: ignore[no-untyped-call]
-        gradients = []
         for parameter in net.parameters():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-            gradients.append(parameter.grad)
-        share(gradients, n)
-        return told
+        sums = [told, total.detach().clone()]
+        self._workers.add([*sums, *(parameter.grad for parameter in net.parameters() if parameter.grad is not None)])
+        if not bool(torch.isfinite(sums[1])):
+            raise Stop(WHO, f"a loss of {float(sums[1])} at step {self.steps}", "go back to the last good checkpoint")
+        return float(sums[0])
 
     def _update(self) -> None:
         net, config = self._network(), self.config

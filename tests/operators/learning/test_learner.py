@@ -1,5 +1,8 @@
+import threading
+
 import numpy as np
 import pytest
+import torch
 
 from operators.errors import Stop
 from operators.learning.arrays import from_bytes, to_bytes
@@ -8,6 +11,7 @@ from operators.learning.fit import fit
 from operators.learning.learner import Learner
 from operators.learning.sessions import columns_of
 from operators.learning.turns import SCHEMA, blank
+from operators.learning.workers import Alone
 from operators.networks.exemplars import AT
 from operators.networks.features import SLOT
 from operators.networks.prior import prior
@@ -142,3 +146,44 @@ def test_fit_learns_the_same_world_and_is_the_same_each_time():
     assert fit(turns, prior(), "f", PRICES, FitConfig(epochs=20), seed=1).to_bytes() == made.to_bytes()
     with pytest.raises(Stop, match="10 turns"):
         fit(world(10), prior(), "f", PRICES, FitConfig())
+
+
+class Beside(Alone):
+    """Two workers in two threads, which add up what each has."""
+
+    count = 2
+
+    def __init__(self, rank, barrier, shelf):
+        self.rank, self._barrier, self._shelf = rank, barrier, shelf
+
+    def add(self, tensors):
+        self._shelf[self.rank] = [tensor.detach().clone() for tensor in tensors]
+        self._barrier.wait(60)
+        with torch.no_grad():
+            for tensor, one, other in zip(tensors, *self._shelf, strict=True):
+                tensor.copy_(one + other)
+        self._barrier.wait(60)
+
+
+def test_two_workers_with_half_the_turns_each_do_what_one_does_with_all():
+    turns = world(300)
+    alone = Learner(prior(), PRICES, SMALL)
+    barrier, shelf, told = threading.Barrier(2), [[], []], [[], [], []]
+    pair = [Learner(prior(), PRICES, SMALL, Beside(rank, barrier, shelf)) for rank in (0, 1)]
+
+    def learn(learner, rank, share):
+        for batch in batches(turns):
+            mine = (batch["session"] % 2 == rank) if share else None
+            told[rank].append(learner.learn(batch, mine))
+
+    threads = [threading.Thread(target=learn, args=(one, rank, True)) for rank, one in enumerate(pair)]
+    for thread in threads:
+        thread.start()
+    learn(alone, 2, False)
+    for thread in threads:
+        thread.join(60)
+    assert to_bytes(pair[0].state()) == to_bytes(pair[1].state())
+    assert pair[0].consolidations == alone.consolidations > 1
+    assert told[0][3:] == pytest.approx(told[2][3:], abs=1e-3)
+    some = world(100, first=1000)
+    assert predicted(pair[0].snapshot("a"), some) == pytest.approx(predicted(alone.snapshot("b"), some), abs=5e-3)
