@@ -85,7 +85,8 @@ def ingest(
         done += more
         progress(done, len(files))
 
-    writer = Writer(door, tenant, journal, report, advance, max_bytes=settings.http.max_admin_body_bytes // 8)
+    encoder, max_bytes = settings.embed.model.id, settings.http.max_admin_body_bytes // 8
+    writer = Writer(door, tenant, journal, report, advance, encoder=encoder, max_bytes=max_bytes)
     try:
         rows = plan(files, {} if again else journal.known(), report)
         advance(len(files) - len(rows))

@@ -2,16 +2,18 @@
 
 A row goes through both: ``path`` (absolute), ``source`` (how its nodes name it), ``known`` (the SHA-256 it had when it
 was last brought in, or ""). It gets ``size`` (bytes), ``mtime_ns``, ``sha256`` and ``text``, then, in place of text,
-``nodes`` (an Arrow IPC stream of ``lance_rows.table``), and ``error`` if it can't be used: bad data is an output, not
-a crash. A file whose bytes are known has neither text nor nodes. What is not there is empty, never ``None``: all blocks
-of rows must have the same types.
+``nodes`` (an Arrow IPC stream of ``lance_rows.table``) and ``masked`` (JSON, personal values by kind), and ``error`` if
+it can't be used: bad data is an output, not a crash. A file whose bytes are known has neither text nor nodes. What is
+not there is empty, never ``None``: all blocks of rows must have the same types.
 """
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -69,14 +71,16 @@ class Nodes:
         self._loop.run(self._embed.start())
 
     def __call__(self, row: Row) -> Row:
-        """``row`` with its nodes."""
-        made = {**row, "nodes": b""}
+        """``row`` with its nodes, and how many values of each kind were masked, as JSON."""
+        made = {**row, "nodes": b"", "masked": "{}"}
+        before = Counter(self._masker.found)
         text = made.pop("text")
         if text:
             document = Document(text=text, source=row["source"])
             work = document_nodes(self._tenant, document, self._embed, self._documents, self._masker, self._created_at)
             try:
                 made["nodes"] = to_ipc(table(self._loop.run(work), self._embed.dim))
+                made["masked"] = json.dumps(self._masker.found - before)
             except Reject as error:
                 made["error"] = str(error)
         return made

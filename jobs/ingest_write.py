@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -18,14 +20,15 @@ FILES_A_POST = 64
 """Most files in one request: a transaction costs the memory more than a node does."""
 PATIENCE_S = 120.0
 """Longest time in seconds that the service may be busy or away before the job gives up."""
-_NOT_THE_DATA = {401, 403, 404, 405, 415}
-"""Statuses that speak of the door, not of what was handed in."""
+_NOT_THE_DATA = {401, 403, 404, 405, 409, 415}
+"""Statuses that speak of the door, or of all that comes from here, not of the one thing that was handed in."""
 
 
 @dataclasses.dataclass(slots=True)
 class Report:
     """What came of ``files``: nodes ``added`` and already there, ``edges`` made, files ``unchanged`` since they were
-    brought in, and ``refused`` ones, each with ``path`` and ``error``."""
+    brought in, and ``refused`` ones, each with ``path`` and ``error``. ``masked``: personal values by kind, in what
+    was taken."""
 
     files: int
     added: int = 0
@@ -33,6 +36,7 @@ class Report:
     edges: int = 0
     unchanged: int = 0
     refused: list[dict[str, str]] = dataclasses.field(default_factory=list)
+    masked: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def refuse(self, source: str, error: str) -> None:
         """Note a file that can't be used."""
@@ -44,6 +48,7 @@ class Writer:
 
     Args:
         advance: told how many more files are dealt with.
+        encoder: what made the nodes' vectors.
         max_bytes: largest request in bytes of Arrow data.
     """
 
@@ -55,17 +60,18 @@ class Writer:
         report: Report,
         advance: Callable[[int], None],
         *,
+        encoder: str,
         max_bytes: int,
         patience_s: float = PATIENCE_S,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
         self._door, self._tenant, self._journal, self._report, self._advance = door, tenant, journal, report, advance
-        self._max_bytes, self._patience_s, self._sleep = max_bytes, patience_s, sleep
+        self._encoder, self._max_bytes, self._patience_s, self._sleep = encoder, max_bytes, patience_s, sleep
         self._rows: list[Row] = []
         self._bytes = 0
 
     def knock(self, dim: int) -> None:
-        """Post no nodes at all, to learn at once whether the service is there and the key is its own.
+        """Post no nodes at all, to learn at once whether the service is there, with our encoder and our key.
 
         Raises ``Retry``, ``Reject`` or ``Stop`` if it is not so.
         """
@@ -112,6 +118,8 @@ class Writer:
                 return
             self._report.refuse(rows[0]["source"], str(error))
         else:
+            found = sum((Counter(json.loads(row["masked"])) for row in rows), Counter(self._report.masked))
+            self._report.masked = dict(found)
             self._journal.put([Taken(**{field.name: row[field.name] for field in _FIELDS}) for row in rows])
         self._advance(len(rows))
 
@@ -127,7 +135,7 @@ class Writer:
                 self._sleep(busy.retry_after_s)
 
     def _post(self, table: Any) -> Any:
-        return self._door.post_arrow(NODES, table, {"tenant": self._tenant})
+        return self._door.post_arrow(NODES, table, {"tenant": self._tenant, "encoder": self._encoder})
 
 
 _FIELDS = dataclasses.fields(Taken)

@@ -27,6 +27,8 @@ from pipeline.service import Service
 
 PREFIX = "/v1/admin"
 
+Encoder = Annotated[str, Query(alias="encoder", min_length=1, max_length=200, description="What made the vectors.")]
+
 
 def install(app: FastAPI, service: Service) -> None:
     """Add the endpoints to ``app``."""
@@ -40,10 +42,13 @@ def install(app: FastAPI, service: Service) -> None:
 
     @app.post(f"{PREFIX}/memory/nodes", tags=["Admin"])
     async def add_nodes(
-        request: Request, _: Admin, tenant: Annotated[str, Query(min_length=1, max_length=64)]
+        request: Request, _: Admin, tenant: Annotated[str, Query(min_length=1, max_length=64)], made_by: Encoder
     ) -> api.AddedOut:
         """Add nodes that are embedded already: an Arrow IPC stream with the columns of the vector store."""
         check_tenant("tenant", tenant)
+        if made_by != encoder:
+            got, remedy = f"vectors of {made_by!r}, this memory has those of {encoder}", "embed with that encoder"
+            raise Reject("memory", got, remedy, 409, "encoder", "bad_encoder")
         added = await service.backend.add(tenant, _nodes(await request.body()))
         return api.AddedOut(added=len(added.new), duplicates=len(added.duplicate), edges=added.edges)
 

@@ -68,7 +68,7 @@ def ingest(
             f"{report['files']} file{'s' * (report['files'] != 1)}: {report['added']} nodes added, "
             f"{report['duplicates']} already there, {report['edges']} edges{unchanged}"
         )
-        if masked := report.get("masked"):  # the job doesn't count them
+        if masked := report.get("masked"):
             kinds = ", ".join(f"{kind} {count}" for kind, count in sorted(masked.items()))
             some = sum(masked.values())
             out.print(f"{some} personal value{'s' * (some != 1)} masked: {kinds}")

@@ -86,7 +86,8 @@ def loop(folder: Path, url: str, data_dir: Path) -> None:
     cache.mkdir(parents=True, exist_ok=True)
     files = find([folder])
     journal, report, door = Journal(data_dir / "loop.sqlite", url, ""), Report(files=len(files)), Door(url, "k")
-    writer = Writer(door, "default", journal, report, lambda more: None, max_bytes=8 * 2**20)
+    model = settings.embed.model.id
+    writer = Writer(door, "default", journal, report, lambda more: None, encoder=model, max_bytes=8 * 2**20)
     nodes = Nodes("default", settings.embed, settings.documents, settings.privacy, cache, time.time())
     for row in plan(files, {}, report):
         writer.take(nodes(read(row, settings.documents)))

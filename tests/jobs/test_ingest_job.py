@@ -114,7 +114,7 @@ def made(source, *texts, error=""):
         for i, t in enumerate(texts)
     ]
     facts = {"path": f"/{source}", "source": source, "known": "", "size": 1, "mtime_ns": 2, "sha256": "s"}
-    return {**facts, "error": error, "nodes": to_ipc(lance_rows.table(nodes, 4)) if nodes else b""}
+    return {**facts, "error": error, "masked": "{}", "nodes": to_ipc(lance_rows.table(nodes, 4)) if nodes else b""}
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def writing(memory, door, tmp_path):
     def write(rows, **options):
         journal, report, slept, done = Journal(tmp_path / "j.sqlite", "m", "s"), Report(files=len(rows)), [], []
         options = {"max_bytes": 10**6, **options}
-        writer = Writer(door, "acme", journal, report, done.append, sleep=slept.append, **options)
+        writer = Writer(door, "acme", journal, report, done.append, encoder="e", sleep=slept.append, **options)
         try:
             writer.knock(4)
             for row in rows:
@@ -298,13 +298,17 @@ def test_the_real_service_takes_what_the_job_hands_in(inproc, tmp_path):
         answers = []
         for _ in range(2):
             journal, report = Journal(tmp_path / "j.sqlite", "m", "s"), Report(files=1)
-            writer = Writer(door, "sorrel", journal, report, lambda more: None, max_bytes=10**6)
+            model = settings.embed.model.id
+            writer = Writer(door, "sorrel", journal, report, lambda more: None, encoder=model, max_bytes=10**6)
             writer.knock(settings.embed.output_dim)
             writer.take(row)
             writer.flush()
             journal.close()
-            answers.append((report.added, report.duplicates, report.refused))
-        assert answers == [(1, 0, []), (0, 1, [])]
+            answers.append((report.added, report.duplicates, report.refused, report.masked))
+        assert answers == [(1, 0, [], {"EMAIL": 1}), (0, 1, [], {"EMAIL": 1})]
+        other = Writer(door, "sorrel", None, Report(files=0), lambda more: None, encoder="other", max_bytes=10**6)
+        with pytest.raises(Reject, match="vectors of 'other', this memory has those of"):
+            other.knock(settings.embed.output_dim)
         assert "sorrel" in door.get_json("/v1/admin/memory/tenants")
     with contextlib.closing(Door(inproc.url, "wrong")) as wrong, pytest.raises(Reject, match="administrator's key"):
         wrong.get_json("/v1/admin/memory/tenants")
