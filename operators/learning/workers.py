@@ -8,10 +8,10 @@ workers. Only the order in which gradients are added differs from what one worke
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:  # the job that imports this starts before torch
+    from torch import Tensor
 
 T = TypeVar("T")
 
@@ -33,10 +33,14 @@ class Group(Alone):
     """The workers of torch's process group, which Ray Train sets up. All must make the same calls in the same order."""
 
     def __init__(self) -> None:
+        import torch
+
         self.rank, self.count = torch.distributed.get_rank(), torch.distributed.get_world_size()
 
     def add(self, tensors: Sequence[Tensor]) -> None:
         """Sum each tensor over the workers, in place."""
+        import torch
+
         flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
         torch.distributed.all_reduce(flat)
         begin = 0
@@ -47,6 +51,8 @@ class Group(Alone):
 
     def gather(self, one: T) -> list[T]:
         """What every worker gave, by rank. It is pickled, which is for the workers of one job among themselves."""
+        import torch
+
         given: list[Any] = [None] * self.count
         torch.distributed.all_gather_object(given, one)
         return given
