@@ -12,8 +12,10 @@ from typing import Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
+from conf.counterfactual import Counterfactual
 from conf.learn import Learn
 from conf.promotion import Promotion
+from conf.replay import Replay
 from conf.stream import StreamJob
 from conf.train_attention import TrainAttention
 from operators.attend import Attend
@@ -209,12 +211,16 @@ class Settings(Knobs):
     """Stage ``judge``."""
     judge_job: JudgeJob = JudgeJob()
     """The job that runs ``judge``."""
+    counterfactual: Counterfactual = Counterfactual()
+    """What the job does while nobody asks."""
     train_attention: TrainAttention = TrainAttention()
     """Training of the ranking in ``attend``."""
     learn: Learn = Learn()
     """The learner's job."""
     promotion: Promotion = Promotion()
     """How new weights of the router come to decide."""
+    replay: Replay = Replay()
+    """The job that reads a window of interactions again."""
     maintain: MaintainJob = MaintainJob()
     """The job that maintains the memory."""
     writeback: WritebackJob = WritebackJob()

@@ -38,9 +38,14 @@ class Tally:
         self._gains: dict[str, deque[tuple[str, float, float]]] = {}
 
     def add(self, interaction: Interaction, verdict: Verdict) -> None:
-        """Take a verdict into account; one on a turn that no router decided, or without a score, says nothing."""
+        """Take a verdict into account; one on a turn that no router decided, or without a score, says nothing.
+
+        Nor does one that takes another's place: it came later, perhaps from another judge, and is no new traffic.
+        """
         route = interaction.route
         if route is None or verdict.score is None or verdict.status != "judged" or route.reason == "caller":
+            return
+        if verdict.replaces:
             return
         scores = _newest(self._scores, route.checkpoint, {})
         by_user = verdict.by == "user"

@@ -20,8 +20,8 @@ FILES_A_POST = 64
 """Most files in one request: a transaction costs the memory more than a node does."""
 PATIENCE_S = 120.0
 """Longest time in seconds that the service may be busy or away before the job gives up."""
-_NOT_THE_DATA = {401, 403, 404, 405, 409, 415}
-"""Statuses that speak of the door, or of all that comes from here, not of the one thing that was handed in."""
+_NOT_THE_DATA = {401, 403, 404, 405, 415}
+"""Statuses that speak of the door, not of what was handed in."""
 
 
 @dataclasses.dataclass(slots=True)
@@ -78,7 +78,7 @@ class Writer:
         try:
             self._post(schema(dim).empty_table())
         except Reject as error:
-            if error.status in _NOT_THE_DATA:
+            if error.status in _NOT_THE_DATA or error.code == "bad_encoder":
                 raise
 
     def take(self, row: Row) -> None:
@@ -110,7 +110,7 @@ class Writer:
                 self._report.duplicates += answer["duplicates"]
                 self._report.edges += answer["edges"]
         except Reject as error:
-            if error.status in _NOT_THE_DATA:
+            if error.status in _NOT_THE_DATA or error.code == "bad_encoder":
                 raise
             if len(rows) > 1:  # each by itself: one that is bad must not take the others with it
                 for row in rows:

@@ -18,6 +18,8 @@ from collections.abc import Callable, Sequence
 
 from conf.schema import Settings
 from jobs.consumer import Consumer, Out, Seen, always, read_record
+from jobs.counterfactual import Counterfactuals, counterfactual_consumer
+from jobs.door import ServiceDoor
 from jobs.feedback import feedback_consumer
 from jobs.process import main
 from operators.engines.make import make_engine
@@ -59,8 +61,12 @@ def judge_consumer(
     may_work: Callable[[], bool] = always,
     clock: Callable[[], float] = time.time,
     before_commit: Callable[[], None] = lambda: None,
+    partitions: Sequence[int] | None = None,
 ) -> Consumer:
-    """The consumer that judges, not yet running; its ``counts`` and ``lag()`` are for the metrics."""
+    """The consumer that judges, not yet running; its ``counts`` and ``lag()`` are for the metrics.
+
+    Several processes share the work by ``partitions``; a session is in one of them, so its order is kept.
+    """
     seen = Seen()
 
     async def handle(event: Event) -> Sequence[Out]:
@@ -83,6 +89,7 @@ def judge_consumer(
         INTERACTIONS,
         group,
         handle,
+        partitions=partitions,
         batch=1,
         may_work=may_work,
         idle_s=idle_s,
@@ -127,15 +134,18 @@ async def run(
     *,
     nice: int = 10,
     idle_s: float = 1.0,
+    beside: Sequence[Consumer] = (),
 ) -> None:
     """The whole job in its own process: step back, load the judge, judge until ``stop``, free the judge.
 
-    ``may_work`` is asked before each interaction, e.g. whether no request waits. ``log`` is open.
+    ``may_work`` is asked before each interaction, e.g. whether no request waits. ``log`` is open. ``beside``: more
+    consumers that use the judge.
     """
     step_back(nice)
     await judge.start()
     try:
-        await judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work)
+        judging = judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work)
+        await asyncio.gather(judging, *(one.run(stop) for one in beside))
     finally:
         await judge.close()
 
@@ -150,13 +160,25 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
     engine = make_engine(
         job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
     )
-    with contextlib.closing(open_log(settings.events)) as log:
+    with contextlib.closing(open_log(settings.events)) as log, contextlib.ExitStack() as closing:
         tidy = asyncio.create_task(_tidy(log, settings.events))
         try:
-            judging = run(log, Judge(settings.judge, engine), stop, nice=job.nice, idle_s=job.poll_s)
+            judge = Judge(settings.judge, engine)
+            beside = _beside(log, judge, settings, closing)
+            judging = run(log, judge, stop, nice=job.nice, idle_s=job.poll_s, beside=beside)
             await asyncio.gather(judging, feedback_consumer(log, idle_s=job.poll_s).run(stop))
         finally:
             tidy.cancel()
+
+
+def _beside(log: EventLog, judge: Judge, settings: Settings, closing: contextlib.ExitStack) -> list[Consumer]:
+    """What the process does while there is nothing to judge."""
+    config = settings.counterfactual
+    if not config.enabled or len(settings.tiers) < 2:
+        return []
+    door = closing.enter_context(contextlib.closing(ServiceDoor(settings, settings.http.request_timeout_s)))
+    work = Counterfactuals(log, door.post_json, judge, judge.title, settings)
+    return [counterfactual_consumer(log, work, config.poll_s)]
 
 
 async def _tidy(log: EventLog, events: Events) -> None:

@@ -28,7 +28,7 @@ from conf.learn import Learn
 from conf.promotion import Promotion
 from jobs.consumer import Seen, dead_letter, read_record, wait
 from jobs.evidence import interaction_of
-from jobs.learn_read import whole
+from jobs.learn_read import overruled, whole
 from jobs.learn_turns import row, together
 from jobs.promote import Promoter
 from operators.errors import Reject, Retry, Skip
@@ -240,7 +240,7 @@ class LearnLoop:
                 continue
             self._seen.add(event_id)
             self._promoter.seen(interaction, verdict)
-            if made is None:
+            if made is None or overruled(verdict, self._seen):
                 continue
             if verdict.by == "user" or verdict.replaces:  # it stands against what a model said of the same turn
                 self.learner.buffer.forget(made["id"].tolist())

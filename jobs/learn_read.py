@@ -1,4 +1,4 @@
-"""Cutting a partition of judgements into batches that repeats do not shift.
+"""Cutting a partition of judgements into batches that repeats do not shift, and which of two verdicts stands.
 
 A judgement that comes again (a producer's second attempt, a spool that was killed) is no new one. Were it counted, the
 batches behind it would be others, and so would what is learned from them.
@@ -37,6 +37,18 @@ def whole(log: EventLog, partition: int, position: int, batch: int, seen: Seen) 
             return [] if new else found
         position = events[-1].offset + 1
     return found
+
+
+def overruled(verdict: Verdict, seen: Seen) -> bool:
+    """Whether a user has spoken of the same turn before; the word of a user is noted in ``seen``.
+
+    The judge works when nobody waits, so it often comes after its user, whose word stands.
+    """
+    word = f"user {verdict.tenant}|{verdict.interaction_id}"
+    if verdict.by == "user":
+        seen.add(word)
+        return False
+    return word in seen
 
 
 def _id(event: Event) -> str:

@@ -9,6 +9,7 @@
 A verdict by a user stands against a model's: a good one is written whatever the model said, a bad one takes the answer
 back, for good, and a correction is remembered in its place. While the service is away verdicts wait (``Retry``). A
 crash anywhere does 1 to 5 again, which changes nothing: ids are deterministic, and the memory knows what it counted.
+A verdict that stands in the topic twice is settled once: its outcome, with an id of its own, is in the topic already.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from itertools import groupby
 from typing import Any, Protocol
 
 from conf.schema import Settings
-from jobs.consumer import Consumer, Out, dead_letter, read_record
+from jobs.consumer import Consumer, Out, Seen, dead_letter, read_record
 from jobs.door import ServiceDoor
 from jobs.evidence import interaction_of
 from jobs.process import main
@@ -40,6 +41,8 @@ from operators.stores.topics import JUDGEMENTS, WRITEBACKS, event_headers, sessi
 SOURCE = "/ruvllm/writeback"
 MOST_CITES = 64
 """Most cites that the memory's owner takes with an answer."""
+SETTLED = 10_000
+"""Outcomes that are remembered, to know repeats by; so many are read again at the start."""
 REMEMBER, WITHDRAW = "/v1/admin/memory/remember", "/v1/admin/memory/withdraw"
 
 
@@ -85,10 +88,22 @@ class Writer:
         self._log, self._door, self._masker, self._quarantine = log, door, masker, quarantine
         self._min_quality, self._clock = min_quality, clock
         self._waiting: list[_Waiting] = []
+        self._settled_before: Seen | None = None
 
     async def take(self, event: Event) -> Sequence[Out]:
-        """Settle the verdict at once, or put it aside for ``finish``."""
+        """Settle the verdict at once, or put it aside for ``finish``; a repeat is passed over."""
         verdict = read_record(Verdict, event)
+        if verdict.others:  # the same verdict again, with what other tiers would have got: for the learner alone
+            return []
+        if self._settled_before is None:
+            self._settled_before = await asyncio.to_thread(_recalled, self._log)
+        if outcome_id(verdict) in self._settled_before:
+            return []
+        outs = await self._taken(event, verdict)
+        self._settled_before.add(outcome_id(verdict))  # only now: after a Retry the same event comes again
+        return outs
+
+    async def _taken(self, event: Event, verdict: Verdict) -> Sequence[Out]:
         if verdict.status == "unjudged" or verdict.score is None:
             return [self._settled(verdict, "unjudged", verdict.reason)]
         score = 1.0 if verdict.correction else verdict.score
@@ -159,7 +174,7 @@ class Writer:
     def _settled(self, verdict: Verdict, outcome: Outcome, reason: str = "", **rest: Any) -> Out:
         self.outcomes[outcome] += 1
         done = Writeback(
-            event_id=str(uuid.uuid5(NAMESPACE, f"writeback {verdict.event_id}")),
+            event_id=outcome_id(verdict),
             interaction_id=verdict.interaction_id,
             tenant=verdict.tenant,
             session=verdict.session,
@@ -170,6 +185,21 @@ class Writer:
         )
         headers = event_headers(done.event_id, WRITEBACKS, SOURCE, self._clock())
         return Out(topic=WRITEBACKS, key=session_key(done.tenant, done.session), value=encode(done), headers=headers)
+
+
+def outcome_id(verdict: Verdict) -> str:
+    """Event id of what became of ``verdict``."""
+    return str(uuid.uuid5(NAMESPACE, f"writeback {verdict.event_id}"))
+
+
+def _recalled(log: EventLog) -> Seen:
+    """The ids of the last outcomes. Blocks."""
+    seen, partitions = Seen(SETTLED), log.topics()[WRITEBACKS]
+    for partition in range(partitions):
+        most = SETTLED // partitions
+        for event in log.read(WRITEBACKS, partition, max(0, log.end(WRITEBACKS, partition) - most), most):
+            seen.add(event.headers.get("ce_id", ""))
+    return seen
 
 
 def _item(event: Event, verdict: Verdict, interaction: Interaction, score: float, text: str) -> dict[str, Any]:

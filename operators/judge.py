@@ -8,11 +8,12 @@ that of G-Eval: Liu et al. 2023, arXiv:2303.16634):
     score = (Σ r · p_r − 1) / 4          uncertainty = −Σ p_r · ln p_r / ln 5
 
 What can't be rated is ``unjudged`` with a reason and no score. Scores of one judge are comparable with each other, not
-with those of another model or layout, so the verdict names both.
+with those of another model or layout, so the verdict names both, and whether p was corrected (``judge_correction``).
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
 import uuid
@@ -25,7 +26,9 @@ from pydantic import Field
 from operators.base import Knobs, Operator
 from operators.engines.ports import Engine
 from operators.errors import Retry, Stop
-from operators.judge_layouts import LAYOUTS, escape
+from operators.judge_correction import Correction
+from operators.judge_guard import unswayed
+from operators.judge_layouts import LAYOUTS, Layout, escape
 from operators.records import Interaction, Verdict
 
 RATINGS = ("1", "2", "3", "4", "5")
@@ -57,13 +60,26 @@ class Judge(Operator[Interaction, Verdict]):
         """Least probability that the five ratings must have together; below it the model isn't rating: unjudged."""
         max_context_tokens: int = Field(512, ge=0)
         """Tokens of the context that the judge reads, the best passages first; it bounds the time a verdict takes."""
+        guard: bool = True
+        """Whether sentences that speak to the judge are left out of the answer it reads."""
+        corrections: tuple[Correction, ...] = ()
+        """What its ratings are worth, by judge; the first that is for this model and layout corrects the verdicts."""
 
-    def __init__(self, config: Config, engine: Engine, *, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        *,
+        clock: Callable[[], float] = time.time,
+        layout: Layout | None = None,
+    ) -> None:
         super().__init__()
         self.config = config
         self.engine = engine
         self._clock = clock
-        self._template = LAYOUTS[config.layout]
+        self._template = layout or LAYOUTS[config.layout]
+        mine = (c for c in config.corrections if layout is None and c.fits(engine.model, config.layout))
+        self._correction = next(mine, None)
 
     async def start(self) -> None:
         """Load the engine. Raises ``Stop`` if its vocabulary can't tell the five ratings apart."""
@@ -72,6 +88,11 @@ class Judge(Operator[Interaction, Verdict]):
         if len(set(first)) < len(RATINGS) or () in first:
             got = f"{self.engine.model} has the first tokens {first} for {', '.join(RATINGS)}"
             raise Stop(self.name, got, "choose a judge model with one token for each digit")
+
+    @property
+    def title(self) -> str:
+        """Who judges, as verdicts name it: the model, the layout, and whether its ratings are corrected."""
+        return f"{self.engine.model}/{self.config.layout}{'' if self._correction is None else '+corrected'}"
 
     async def close(self) -> None:
         """Free the engine."""
@@ -86,6 +107,11 @@ class Judge(Operator[Interaction, Verdict]):
             return self._unjudged(interaction, "cancelled")
         if not interaction.answer.strip():
             return self._unjudged(interaction, "empty_answer")
+        if self.config.guard:
+            left = unswayed(interaction.answer)
+            if not left:
+                return self._unjudged(interaction, "speaks_to_judge")
+            interaction = dataclasses.replace(interaction, answer=left)
         prompt = self.prompt(interaction)
         if prompt is None:
             return self._unjudged(interaction, "too_long")
@@ -102,6 +128,8 @@ class Judge(Operator[Interaction, Verdict]):
         if mass < self.config.min_mass or mass == 0.0:
             return self._unjudged(interaction, f"low_mass: {mass:.3g} on 1 to 5, wanted {self.config.min_mass}")
         p = joint / mass
+        if self._correction is not None:
+            p = self._correction(p)
         entropy = -float(np.sum(p * np.log(p, where=p > 0, out=np.zeros_like(p))))
         return self._verdict(
             interaction,
@@ -153,6 +181,6 @@ class Judge(Operator[Interaction, Verdict]):
             score=score,
             uncertainty=uncertainty,
             probabilities=probabilities or {},
-            judge=f"{self.engine.model}/{self.config.layout}",
+            judge=self.title,
             reason=reason,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -44,15 +45,18 @@ _EXAMPLES = (
 )
 
 
-def _few_shot() -> Layout:
-    asked = (f'Text: "{t}"\nQuestion: "{q}"\nAnswer: "{a}"\nRating={rating}\n\n' for t, q, a, rating in _EXAMPLES)
+Example = tuple[str, str, str, int]
+
+
+def _few_shot(examples: Sequence[Example] = _EXAMPLES) -> Layout:
+    asked = (f'Text: "{t}"\nQuestion: "{q}"\nAnswer: "{a}"\nRating={rating}\n\n' for t, q, a, rating in examples)
     return Layout("".join(asked) + 'Text: "', '"\nQuestion: "', '"\nAnswer: "', '"\nRating=')
 
 
-def _chatml() -> Layout:
+def _chatml(examples: Sequence[Example] = _EXAMPLES) -> Layout:
     user, end = "<|im_start|>user\n", "\nRate the answer from 1 to 5.<|im_end|>\n<|im_start|>assistant\n"
     asked = (
-        f'{user}Text: "{t}"\nQuestion: "{q}"\nAnswer: "{a}"{end}{rating}<|im_end|>\n' for t, q, a, rating in _EXAMPLES
+        f'{user}Text: "{t}"\nQuestion: "{q}"\nAnswer: "{a}"{end}{rating}<|im_end|>\n' for t, q, a, rating in examples
     )
     opening = f"<|im_start|>system\n{_HEAD}<|im_end|>\n" + "".join(asked) + f'{user}Text: "'
     return Layout(opening, '"\nQuestion: "', '"\nAnswer: "', f'"{end}')
@@ -60,6 +64,16 @@ def _chatml() -> Layout:
 
 LAYOUTS = {"few_shot": _few_shot(), "chatml": _chatml()}
 """Name → layout, as ``Judge.Config.layout`` names them."""
+
+
+def orders(name: str) -> dict[str, Layout]:
+    """The layout ``name`` with its examples in other orders, and with ratings that mean the opposite (5 is wrong)."""
+    make = {"few_shot": _few_shot, "chatml": _chatml}[name]
+    turned = tuple((t, q, a, 6 - rating) for t, q, a, rating in _EXAMPLES)
+    made = {"backwards": make(_EXAMPLES[::-1]), "halves exchanged": make((*_EXAMPLES[4:], *_EXAMPLES[:4]))}
+    # A conversation says what the ratings mean, so only plain examples can be turned round.
+    return made | ({"scale turned round": make(turned)} if name == "few_shot" else {})
+
 
 _OUT = dict.fromkeys((*range(32), *range(127, 160)), " ") | {ord('"'): "'"}
 _RATING = re.compile(r"(?i)rating\s*[=:\uff1d\uff1a][\s=:\uff1d\uff1a\d]*")

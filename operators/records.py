@@ -500,7 +500,8 @@ class Interaction:
     They need to send no more than ``event_id``, ``tenant``, ``session``, ``query`` and ``answer``: ``interaction_id``
     is the event's id unless it says otherwise, ``created_at`` the event's time, and without ``route`` no router of
     ours decided. ``score`` is what a user said of the answer: it stands in the judge's place, who is not asked.
-    ``hidden`` is the session's state *before* the turn.
+    ``hidden`` is the session's state *before* the turn. ``messages`` counts what was sent with the question, itself
+    included; 0 where nobody counted.
     """
 
     event_id: Id
@@ -514,6 +515,7 @@ class Interaction:
     query: str
     answer: str
     score: Share | None = None
+    messages: Annotated[int, Field(ge=0, lt=2**31)] = 0
     context: tuple[Passage, ...] = ()
     route: Route | None = None
     hidden: Hidden | None = None
@@ -537,7 +539,9 @@ class Verdict:
 
     ``uncertainty`` in [0, 1] is the entropy of the rating over its five values, divided by ln 5. ``probabilities`` maps
     ratings "1"…"5" to their probability. ``by``: a user's own verdict outranks a model's, and may
-    come with the answer that would have been right (``correction``).
+    come with the answer that would have been right (``correction``). ``replaces`` is the event id of the verdict on the
+    same turn that this one takes the place of. ``others`` maps tiers that did not answer to what the same judge gave
+    the answers they would have given, in [0, 1].
     """
 
     event_id: str
@@ -553,6 +557,8 @@ class Verdict:
     by: Literal["model", "user"] = "model"
     correction: str = ""
     reason: str = ""
+    replaces: str = ""
+    others: dict[str, Share] = dataclasses.field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
 
 

@@ -76,7 +76,8 @@ class Router(Operator[RouteInput, Route]):
         tied: bool = True
         """Whether gate and candidate of the prior share W and U; a checkpoint says by itself which form it has."""
         confidence_threshold: float = Field(default=0.35, ge=0.0, le=1.0)
-        """Below this confidence the safe route is taken. The prior's confidence is not calibrated: 0.35 lets it decide
+        """Below this confidence the safe route is taken; of learned weights its context size and sampling, while the
+        tier stays what they think best. The prior's confidence is not calibrated: 0.35 lets it decide
         unless memory has nothing and the session goes badly. The seed's 0.7 presumes a calibrated checkpoint."""
         safe: SafeRoute = SafeRoute()
         """The safe route."""
@@ -210,7 +211,9 @@ class Router(Operator[RouteInput, Route]):
         """The preferred one of ``tiers`` and the chance of each."""
         config, preference = self.config, snapshot.preference(out.tier)
         price = 2.0 * config.cost_weight * (1.0 - query.quality_bias)
-        safe = _nearest(tiers, config.safe.slot) if float(out.confidence) < config.confidence_threshold else None
+        # Learned weights say what every tier is worth, the safe one too; where all fail, the dear one helps nobody.
+        doubt = not snapshot.learned and float(out.confidence) < config.confidence_threshold
+        safe = _nearest(tiers, config.safe.slot) if doubt else None
         return self._policy([preference[t.slot] - price * self._cost[t.slot] for t in tiers], safe)
 
     def _watched(

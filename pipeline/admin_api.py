@@ -48,7 +48,7 @@ def install(app: FastAPI, service: Service) -> None:
         check_tenant("tenant", tenant)
         if made_by != encoder:
             got, remedy = f"vectors of {made_by!r}, this memory has those of {encoder}", "embed with that encoder"
-            raise Reject("memory", got, remedy, 409, "encoder", "bad_encoder")
+            raise Reject("memory", got, remedy, 400, "encoder", "bad_encoder")
         added = await service.backend.add(tenant, _nodes(await request.body()))
         return api.AddedOut(added=len(added.new), duplicates=len(added.duplicate), edges=added.edges)
 

@@ -19,6 +19,7 @@ from operators.tiers import ModelFile
 from pipeline.cli_evaluate import evaluate_app
 from pipeline.cli_ingest import ingest
 from pipeline.cli_memory import memory_app
+from pipeline.cli_replay import replay_app
 from pipeline.cli_router import router_app
 from pipeline.cli_topics import topics_app
 from pipeline.cli_train import train_app
@@ -34,6 +35,7 @@ app.add_typer(evaluate_app, name="evaluate")
 app.add_typer(memory_app, name="memory")
 app.add_typer(topics_app, name="topics")
 app.add_typer(router_app, name="router")
+app.add_typer(replay_app, name="replay")
 app.add_typer(train_app, name="train")
 
 out = Console(highlight=False, soft_wrap=True)

@@ -72,6 +72,26 @@ def evaluate_continual(
     raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
 
 
+@evaluate_app.command("judge")
+def evaluate_judge(
+    facts: Annotated[int, typer.Option(min=8, help="invented facts, a half to fit on, a half to report on")] = 48,
+    attacks: Annotated[int, typer.Option(min=1, help="attacks of each class")] = 16,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="the report there, too")] = None,
+    fit: Annotated[Path | None, typer.Option(help="a correction there, for judge.corrections, if it is better")] = None,
+    profile: Profile = None,
+    set_: Sets = None,
+) -> None:
+    """Whether the judge can be trusted: agreement with known truth, biases, answers that rate themselves.
+
+    Takes a quarter of an hour on a free core. Works on made-up facts; no service need run.
+    """
+    words = [sys.executable, "-m", "jobs.evaluate_judge", "--facts", str(facts), "--attacks", str(attacks)]
+    for name, value in (("--json", json_), ("--fit", fit), ("--profile", profile)):
+        words += [name, str(value)] if value is not None else []
+    words += [word for item in set_ or [] for word in ("--set", item)]
+    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+
+
 @evaluate_app.command("router")
 def evaluate_router(
     outcomes: Annotated[Path, typer.Option(help="Parquet: id, domain, prompt, and TIER_quality and TIER_cost each")],
@@ -92,6 +112,35 @@ def evaluate_router(
     words = [sys.executable, "-m", "jobs.evaluate_router", "--outcomes", str(outcomes), *["--by-domain"] * by_domain]
     words += ["--train-fraction", str(train_fraction), "--seeds", str(seeds)]
     for name, value in (("--test", test), ("--json", json_), ("--profile", profile)):
+        words += [name, str(value)] if value is not None else []
+    words += [word for item in set_ or [] for word in ("--set", item)]
+    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+
+
+@evaluate_app.command("live")
+def evaluate_live(
+    questions: Annotated[int, typer.Option(min=1, help="questions to learn from")] = 300,
+    fresh: Annotated[int | None, typer.Option(min=1, show_default="half as many", help="questions to measure")] = None,
+    seed: Annotated[int, typer.Option(help="of the questions")] = 0,
+    feedback: Annotated[
+        str, typer.Option(help="who says which answers were right: judge, or truth as a user")
+    ] = "judge",
+    force: Annotated[
+        bool, typer.Option("--force", help="measure the newest candidate even if the gate refuses")
+    ] = False,
+    json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="the report there, too")] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="an empty folder to keep it all; else it is removed")] = None,
+    patience: Annotated[float, typer.Option(help="seconds to wait while nothing happens")] = 300.0,
+    profile: Profile = None,
+    set_: Sets = None,
+) -> None:
+    """Whether the service gets better with use: it asks a service of its own, lets it learn, and asks fresh questions.
+
+    Questions with known answers, some from the memory; beside always one tier. Takes some seconds a question.
+    """
+    words = [sys.executable, "-m", "jobs.evaluate_live", "--questions", str(questions), "--seed", str(seed)]
+    words += ["--feedback", feedback, "--patience", str(patience), *["--force"] * force]
+    for name, value in (("--fresh", fresh), ("--json", json_), ("--data-dir", data_dir), ("--profile", profile)):
         words += [name, str(value)] if value is not None else []
     words += [word for item in set_ or [] for word in ("--set", item)]
     raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell

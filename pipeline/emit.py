@@ -106,6 +106,11 @@ class Emitter:
         alive = self._thread is not None and self._thread.is_alive()
         return alive and not (self._failing or self._closing) and self.waiting() < self._capacity
 
+    @property
+    def log(self) -> EventLog:
+        """The log that it writes to."""
+        return self._log
+
     def waiting(self) -> int:
         """Events that are not yet durable."""
         with self._changed:

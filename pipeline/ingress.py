@@ -16,7 +16,7 @@ from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
 from operators.records import Filter, Message, Query, Sampling
-from pipeline import admin_api, http_errors, memory_api, router_api, stream_api
+from pipeline import admin_api, counterfactual_api, event_metrics, http_errors, memory_api, router_api, stream_api
 from pipeline import schema as api
 from pipeline.guard import Guard, Session, Tenant, admin_key
 from pipeline.limits import Admission
@@ -196,6 +196,8 @@ def create_app(service: Service) -> FastAPI:
     admin_api.install(app, service)
     router_api.install(app, service)
     stream_api.install(app, service, admitted, to_query)
+    counterfactual_api.install(app, service, admission.quiet_s)
+    event_metrics.install(app, service.emitter)
 
     @app.get("/", tags=["Health"])
     async def root() -> api.Root:

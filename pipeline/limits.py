@@ -6,6 +6,8 @@ Without this a burst would be queued without end in front of the engines: memory
 from __future__ import annotations
 
 import asyncio
+import math
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -21,6 +23,11 @@ class Admission:
         self._free = asyncio.Semaphore(max_concurrent)
         self.active = 0
         self.waiting = 0
+        self._ended = -math.inf
+
+    def quiet_s(self) -> float:
+        """Seconds since a request was at work or waited; 0 while one does."""
+        return 0.0 if self.active or self.waiting else time.monotonic() - self._ended
 
     @asynccontextmanager
     async def admit(self) -> AsyncIterator[None]:
@@ -43,4 +50,5 @@ class Admission:
             yield
         finally:
             self.active -= 1
+            self._ended = time.monotonic()
             self._free.release()

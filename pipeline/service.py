@@ -170,6 +170,7 @@ class Service:
                 created_at=time.time(),
                 query=query.text,
                 answer=answer.text,
+                messages=len(query.messages),
                 context=tuple(p for p in turn.context.passages if p.node_id in answer.used),
                 route=turn.route,
                 hidden=session.hidden,

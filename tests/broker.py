@@ -91,7 +91,9 @@ class Broker:
         """SIGKILL, as a crash: no goodbye to clients, nothing written any more."""
         assert self.process is not None
         assert self.process.poll() is None, "it lived until now"
-        self.process.kill()
+        self.thaw()
+        with self._disk.between_batches() if self._disk else contextlib.nullcontext():
+            self.process.kill()
         self.process.wait(READY_S)
 
     def freeze(self) -> None:

@@ -9,8 +9,12 @@ from __future__ import annotations
 import contextlib
 import datetime
 import http.server
+import json
 import threading
+import time
 import urllib.parse
+from collections.abc import Iterator
+from typing import Any
 from xml.sax.saxutils import escape
 
 
@@ -22,6 +26,8 @@ class Disk:
         """Path → (tag, time of the last change, bytes)."""
         self.lock = threading.Lock()
         self._changes = 0
+        self._half = 0
+        self.deaths = 0
 
     def __enter__(self) -> Disk:
         disk = self
@@ -29,7 +35,7 @@ class Disk:
         class Handler(_Handler):
             def setup(self) -> None:
                 super().setup()
-                self.disk = disk
+                self.disk, self.deaths = disk, disk.deaths
 
         self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,))
@@ -47,14 +53,46 @@ class Disk:
         self._changes += 1
         changed = datetime.datetime(2026, 1, 1) + datetime.timedelta(milliseconds=self._changes)
         tag = f'"{self._changes}"'
+        if path.endswith("/meta.json"):
+            self._half += _sequences(body) > _sequences(self.objects[path][2] if path in self.objects else b"{}")
+        elif path.endswith(".batch"):
+            self._half -= 1
         self.objects[path] = (tag, changed.isoformat(timespec="milliseconds") + "Z", body)
         return tag
+
+    @contextlib.contextmanager
+    def between_batches(self, seconds: float = 20.0) -> Iterator[None]:
+        """Hold the disk still at a moment when no batch is half written; what is sent now never arrives.
+
+        The broker notes a producer's sequence number first and writes the batch last. Killed in between, it takes the
+        producer's next attempt for a repeat and acknowledges what it has not: no disk of Kafka's looks like that, for
+        Kafka reads the numbers off the batches.
+        """
+        deadline = time.monotonic() + seconds
+        while True:
+            with self.lock:
+                if self._half <= 0:
+                    yield
+                    self.deaths += 1
+                    return
+            assert time.monotonic() < deadline, "a batch stays half written"
+            threading.Event().wait(0.001)
+
+
+def _sequences(meta: bytes) -> int:
+    """All sequence numbers of all producers together."""
+
+    def total(node: Any) -> int:
+        return sum(map(total, node.values())) if isinstance(node, dict) else int(node)
+
+    return sum(total(producer["sequences"]) for producer in json.loads(meta).get("producers", {}).values())
 
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     disable_nagle_algorithm = True
     disk: Disk
+    deaths: int
 
     def log_message(self, *args: object) -> None:
         pass
@@ -67,6 +105,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         path, _ = self._asked()
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         with self.disk.lock:
+            if self.deaths != self.disk.deaths:  # whoever sent it has died since
+                self.close_connection = True
+                return None
             tag = self.disk.objects[path][0] if path in self.disk.objects else None
             if (self.headers["If-None-Match"] and tag) or (self.headers["If-Match"] or tag) != tag:
                 return self._answer(412)

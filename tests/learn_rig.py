@@ -89,12 +89,12 @@ def opened(root):
     return log
 
 
-def loop_on(root, log, at=lambda step: None, removed=lambda known: (), workers=None):
+def loop_on(root, log, at=lambda step: None, removed=lambda known: (), workers=None, config=CONFIG):
     registry = Registry(Path(root) / "checkpoints")
     return LearnLoop(
         log, registry, Registry(Path(root) / "checkpoints", "learner"),
         Promoter(registry, log, "prior-2", PROMOTION, clock=lambda: 3.0), prior(), SLOTS, COSTS, Router.Config(),
-        CONFIG, PROMOTION, removed, at, workers,
+        config, PROMOTION, removed, at, workers,
     )  # fmt: skip
 
 

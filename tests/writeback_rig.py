@@ -26,7 +26,7 @@ from operators.stores.lance import LanceStore
 from operators.stores.memory import Memory
 from operators.stores.ports import Node
 from operators.stores.sqlite_log import SqliteLog
-from operators.stores.topics import INTERACTIONS, JUDGEMENTS, TOPICS, create_topics, session_key
+from operators.stores.topics import INTERACTIONS, JUDGEMENTS, create_topics, session_key
 from pipeline import memory_schema as api
 from pipeline.admin_api import memos, remembered
 from pipeline.management import CALLS
@@ -135,7 +135,7 @@ def say(log: SqliteLog, question: str, answer: str, score: float | None = 0.9, *
     key = session_key(tenant, session)
     partition, offset = log.append(INTERACTIONS, key, encode(interaction))
     verdict = Verdict(
-        event_id=f"verdict {name} {by}",
+        event_id=f"verdict {name} {by} {turn} {fields.get('at', '')}",
         interaction_id=name,
         tenant=tenant,
         session=session,
@@ -153,7 +153,8 @@ def say(log: SqliteLog, question: str, answer: str, score: float | None = 0.9, *
 
 
 def lag(log: SqliteLog) -> int:
-    return sum(log.end(JUDGEMENTS, p) - log.committed("writeback", JUDGEMENTS, p) for p in range(TOPICS[JUDGEMENTS]))
+    partitions = range(log.topics()[JUDGEMENTS])
+    return sum(log.end(JUDGEMENTS, p) - log.committed("writeback", JUDGEMENTS, p) for p in partitions)
 
 
 async def write_back(log: SqliteLog, owner: Owner, suspects=None, batch: int = 4, before_commit=lambda: None) -> Writer:

@@ -73,7 +73,7 @@ class Holdout:
         """The sets that have at least ``least`` turns."""
         old = self._old.state()
         columns = {**self._lists, "old-tasks": {name: old[f"rows/{name}"] for name in SCHEMA}}
-        return [_set(name, of) for name, of in columns.items() if len(of["id"]) >= least]
+        return [as_set(name, of) for name, of in columns.items() if len(of["id"]) >= least]
 
     def state(self) -> Arrays:
         """All of it as arrays."""
@@ -92,7 +92,8 @@ def _none() -> dict[str, npt.NDArray[Any]]:
     return {name: np.zeros((0, *shape), dtype) for name, (dtype, shape) in SCHEMA.items()}
 
 
-def _set(name: str, of: Columns) -> EvaluationSet:
+def as_set(name: str, of: Columns) -> EvaluationSet:
+    """Turns as a set to measure on."""
     _, session = np.unique(of["session"], return_inverse=True)
     return EvaluationSet(
         name=name,

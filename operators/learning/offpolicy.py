@@ -67,7 +67,7 @@ def policy(snapshot: Snapshot, out: Outputs, prices: Values, router: Router.Conf
     there = np.flatnonzero(np.isfinite(prices))
     logits = np.array(snapshot.preference(out.tier), np.float64)[:, there] - router.cost_weight * prices[there]
     safe = int(np.argmin([abs(slot - router.safe.slot) - 0.1 * (slot > router.safe.slot) for slot in there]))
-    cautious = out.confidence < router.confidence_threshold
+    cautious = (out.confidence < router.confidence_threshold) & (not snapshot.learned)
     choice = np.where(cautious, safe, logits.argmax(axis=1))
     certain = np.eye(len(there))[choice]
     if router.deterministic:

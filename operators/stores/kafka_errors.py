@@ -13,7 +13,7 @@ from operators.errors import Reject, Retry, RuvError, Stop
 TOO_LARGE = frozenset({"MessageSizeTooLargeError", "RecordListTooLargeError"})
 MISTAKES = frozenset(
     {
-        *("InvalidRecordError", "InvalidTimestampError"),
+        "InvalidRecordError",
         *("InvalidTopicError", "InvalidPartitionsError", "InvalidGroupIdError", "InvalidCommitOffsetSizeError"),
         *("OffsetMetadataTooLargeError", "TopicAlreadyExistsError"),
     }
@@ -25,6 +25,8 @@ PASSING = frozenset(
         *("QuotaViolationError", "ReassignmentInProgressError", "StaleBrokerEpochError", "NewLeaderElectedError"),
         *("UnknownBrokerIdError", "BrokerIdNotRegisteredError", "LogTruncationError", "OffsetOutOfRangeError"),
         *("OffsetMovedToTieredStorageError", "StaleControllerEpochError", "KafkaProtocolError", "ConnectionError"),
+        # Our clock or the cluster's is wrong: each attempt gets the time of its own moment.
+        "InvalidTimestampError",
         # The idempotent producer lost count: the next call makes a new one.
         *("OutOfOrderSequenceNumberError", "DuplicateSequenceNumberError", "InvalidProducerEpochError"),
         *("UnknownProducerIdError", "InvalidProducerIdMappingError", "ProducerFencedError"),

@@ -30,6 +30,7 @@ _BATCH = 100
 _IDLE_S = 5.0
 _LONGEST_PAUSE_S = 10.0
 _CLOSE_S = 2.0
+_BROKEN_S = 1.0
 _TOO_LARGE = 413
 Items = Sequence[tuple[str, bytes, Mapping[str, str]]]
 
@@ -96,7 +97,9 @@ class SpoolingLog:
     def append_many(self, topic: str, items: Items) -> list[tuple[int, int]]:
         """Durable in the log or in the spool when it returns; ``NOWHERE`` for what is spooled.
 
-        Raises ``Reject`` as the log does, and ``Retry`` when the log is away and the spool or its disk is full.
+        An event that is too large for the log is set aside in the spool; it must not hold up what comes behind it.
+        Raises ``Reject`` as the log does for the rest, and ``Retry`` when the log can't take them and the spool can't
+        either: it or its disk is full or broken.
         """
         cause: Exception | None = None
         if not items:
@@ -106,13 +109,18 @@ class SpoolingLog:
                 return self.log.append_many(topic, items)
             except (Retry, Stop) as e:  # Stop too: a person can give us our rights back, but not the events
                 cause = e
+            except Reject as e:
+                if e.status != _TOO_LARGE:
+                    raise
+                cause = e  # the drainer finds out which one
         try:
             self._file.put(topic, items)
-        except Retry as e:
+        except (Retry, Stop) as e:  # Stop: a quota, or a disk that fails; whoever has the events keeps them
             self.counts.refused += len(items)
             got = f"{len(items)} events for {topic} find no room: {e.got}"
-            remedy = "bring the event log back, raise events.spool_bytes or free disk space"
-            raise Retry(f"spool {self._path}", got, remedy, retry_after_s=e.retry_after_s) from (cause or e)
+            remedy = "bring the event log back, raise events.spool_bytes, free disk space or mend the disk"
+            again_s = e.retry_after_s if isinstance(e, Retry) else _BROKEN_S
+            raise Retry(f"spool {self._path}", got, remedy, retry_after_s=again_s) from (cause or e)
         with self._changed:
             self.counts.spooled += len(items)
             begun, self._failing, self._woken = not self._failing, True, True

@@ -138,6 +138,34 @@ async def test_a_session_is_judged_in_its_order(log: SqliteLog) -> None:
         assert len(mine) == 4
 
 
+async def test_two_judges_share_the_partitions_and_each_session_keeps_its_order(log: SqliteLog) -> None:
+    send(log, *(interaction(i, session=f"s{i % 6}") for i in range(24)))
+    judges, stops = [ScriptedJudge(), ScriptedJudge()], [asyncio.Event(), asyncio.Event()]
+    halves = [(0, 2), (1, 3)]
+    ends = [sum(log.end(INTERACTIONS, p) for p in half) for half in halves]
+    assert min(ends) > 0, "both have something to do"
+    consumers: list[Consumer] = []
+    for judge, stop, half, end in zip(judges, stops, halves, ends, strict=True):
+
+        def enough(number: int = len(consumers), stop: asyncio.Event = stop, end: int = end) -> None:
+            if consumers[number].counts.events + 1 >= end:
+                stop.set()
+
+        consumers.append(judge_consumer(log, judge, idle_s=0.01, partitions=half, before_commit=enough))
+    async with asyncio.timeout(DEADLINE_S):
+        await asyncio.gather(*(consumer.run(stop) for consumer, stop in zip(consumers, stops, strict=True)))
+    first, second = (set(judge.judged) for judge in judges)
+    assert not first & second
+    assert first | second == {f"e{i}" for i in range(24)}
+    for judge in judges:
+        for s in range(6):
+            mine = [int(e[1:]) for e in judge.judged if int(e[1:]) % 6 == s]
+            assert mine == sorted(mine)
+            assert len(mine) in (0, 4), "a session has one judge"
+    assert committed(log) == 24
+    assert [consumer.lag() for consumer in consumers] == [0, 0]
+
+
 async def test_it_goes_on_from_the_committed_offset(log: SqliteLog) -> None:
     send(log, interaction(0), interaction(1))
     await until_judged(log, ScriptedJudge(), 2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
 
 import numpy as np
@@ -163,10 +164,11 @@ async def test_a_verdict_without_its_interaction_is_a_dead_letter(log, memory, w
     key = "acme|s"
     partition = next(p for p in range(TOPICS[JUDGEMENTS]) if log.end(JUDGEMENTS, p))
     good = log.read(JUDGEMENTS, partition, 0, 1)[0].headers
+    other = encode(dataclasses.replace(verdict, event_id="other"))
     bad = {
-        "no headers": (encode(verdict), {}),
-        "another interaction": (encode(verdict).replace(b'"interaction_id":"a"', b'"interaction_id":"z"'), good),
-        "gone": (encode(verdict), {**good, "src.offset": "99"}),
+        "no headers": (other, {}),
+        "another interaction": (other.replace(b'"interaction_id":"a"', b'"interaction_id":"z"'), good),
+        "gone": (other, {**good, "src.offset": "99"}),
         "no verdict": (b"{}", good),
     }[wrong]
     log.append(JUDGEMENTS, key, *bad)

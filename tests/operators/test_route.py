@@ -200,6 +200,14 @@ async def test_low_confidence_takes_the_safe_route():
     assert SLOTS[router.config.safe.slot] == "1.2B"
 
 
+async def test_learned_weights_in_doubt_are_careful_but_keep_the_tier_they_think_best():
+    router = await started(epsilon=0.0, deterministic=True, confidence_threshold=1.0)
+    router.swap(dataclasses.replace(flat(tier_b=[2.0, 0.0, 0.0, 0.0]), learned=True))
+    route = router.decide(turn(HARD))
+    assert (route.tier, route.context_tokens, route.temperature, route.top_p) == ("tiny", 2048, 0.7, 0.9)
+    assert route.reason == "low_confidence"
+
+
 @pytest.mark.parametrize(
     ("slots", "safe", "expected"),
     [((0, 1, 3), 2, 3), ((0, 1), 2, 1), ((0, 3), 2, 3), ((0, 2), 1, 2), ((3,), 0, 3)],

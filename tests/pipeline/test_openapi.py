@@ -40,8 +40,10 @@ OPERATIONS = [
     "POST /v1/admin/router/rollback",
     "POST /v1/admin/router/freeze",
     "POST /v1/admin/answer",
+    "POST /v1/admin/counterfactual",
     "GET /",
     "GET /healthz",
+    "GET /metrics",
     "GET /readyz",
 ]
 
