@@ -7,15 +7,16 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help serve install install-dev check format lint types contracts test soak faults test-s3 bench docs lock clean
+.PHONY: help serve install install-dev peers check format lint types contracts test soak faults test-s3 bench docs lock clean
 
 help:
 	@echo "make serve    set up and start the service on the local profile (http://127.0.0.1:8000)"
 	@echo "make test     set up and run the tests"
 	@echo "make check    format, lint, types, import contracts, tests"
-	@echo "make faults   kill -9 at every step of writing back and removing (a few minutes)"
+	@echo "make faults   kills, full disks, wrong clocks, at every step and in large numbers (half an hour)"
 	@echo "make test-s3  the vector store on S3-compatible storage, against a local server"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
+	@echo "make peers    what the memory's benchmark compares with, into build/peers"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
 	@echo "make docs     regenerate docs/configuration.md and docs/asyncapi.yaml"
 	@echo "make lock     resolve the pinned versions anew"
@@ -73,17 +74,25 @@ test: install-dev
 	$(BIN)/pytest
 
 soak: install-dev
-	RUVLLM_SOAK=100000 $(BIN)/pytest tests/operators/stores/test_tenants.py
+	RUVLLM_TEST_SOAK=100000 $(BIN)/pytest tests/operators/stores/test_tenants.py
 
 faults: install-dev
-	RUVLLM_FAULTS=all $(BIN)/pytest tests/faults
+	RUVLLM_TEST_FAULTS=all $(BIN)/pytest tests/faults tests/jobs/test_learn_workers.py tests/jobs/test_evaluate_live.py
 
 # The server has an environment of its own: its dependencies are none of ours.
 test-s3: install-dev
 	$(PYTHON) -m venv build/s3 && build/s3/bin/pip install -q --require-hashes -r requirements/s3.lock
 	RUVLLM_TEST_S3=$(CURDIR)/build/s3/bin/moto_server $(BIN)/pytest tests/operators/stores/test_s3.py
 
-bench: $(VENV)/.installed-bench
+# In a directory of their own: the benchmarks look there last, so nothing of the environment changes.
+peers: build/peers/.installed
+
+build/peers/.installed: requirements/peers.lock | $(BIN)/python
+	rm -rf build/peers
+	$(PIP) install --progress-bar off --target build/peers --no-deps --require-hashes -r requirements/peers.lock
+	@touch $@
+
+bench: $(VENV)/.installed-bench build/peers/.installed
 	$(BIN)/python -m tests.bench
 
 docs: install-dev
@@ -96,8 +105,8 @@ lock:
 	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
 	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
-	build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host -o requirements/s3.lock requirements/s3.in
+	for set in s3 peers; do build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header \
+	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/$$set.lock requirements/$$set.in; done
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -6,7 +6,6 @@ that is newer than the snapshot stays as a node without edges.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Protocol
 
@@ -90,12 +89,17 @@ class Expand(Operator[ExpandInput, Neighbourhood]):
             except Retry:
                 self.unavailable += 1
                 degraded = ("graph",)
-        joined = _join(item, ids, around, room, cut, degraded)
-        return joined if self.vectors else dataclasses.replace(joined, vectors=joined.vectors[:, :0])
+        return _join(item, ids, around, room, cut, degraded, self.vectors)
 
 
 def _join(
-    item: ExpandInput, ids: list[str], around: Subgraph | None, room: int, cut: bool, degraded: tuple[str, ...]
+    item: ExpandInput,
+    ids: list[str],
+    around: Subgraph | None,
+    room: int,
+    cut: bool,
+    degraded: tuple[str, ...],
+    with_vectors: bool,
 ) -> Neighbourhood:
     """The hits in their order, then the subgraph's other nodes as far as there is room; edges renumbered to match."""
     hits, n = item.hits.hits[: len(ids)], len(ids)
@@ -107,8 +111,8 @@ def _join(
         "texts": tuple(hit.text for hit in hits),
         "sources": tuple(hit.source for hit in hits),
     }
-    similarity = np.fromiter((hit.similarity for hit in hits), np.float32, n)
-    tokens = np.fromiter((hit.tokens for hit in hits), np.int32, n)
+    similarity = np.array([hit.similarity for hit in hits], np.float32)
+    tokens = np.array([hit.tokens for hit in hits], np.int32)
     hop = np.zeros(n, np.int32)
     edges = (empty, empty, np.zeros(0, np.int8), np.zeros(0, np.float32))
     version = 0
@@ -126,7 +130,8 @@ def _join(
         columns["texts"] += around.texts[new]
         columns["sources"] += around.sources[new]
         if others:
-            vectors = np.concatenate([vectors, around.vectors[new]])
+            if with_vectors:
+                vectors = np.concatenate([vectors, around.vectors[new]])
             similarity = np.concatenate([similarity, around.vectors[new] @ item.embedded.vector])
             tokens = np.concatenate([tokens, around.tokens[new]])
             hop = np.concatenate([hop, around.hop[new]])
@@ -138,7 +143,7 @@ def _join(
     score[:n] = [hit.score for hit in hits]
     return Neighbourhood(
         **columns,  # type: ignore[arg-type]
-        vectors=vectors,
+        vectors=vectors if with_vectors else np.zeros((len(hop), 0), np.float32),
         hop=hop,
         score=score,
         similarity=similarity,

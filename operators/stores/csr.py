@@ -25,8 +25,8 @@ class Csr(NamedTuple):
     forward: npt.NDArray[np.bool_]
 
 
-_LEAST = 1e-6
-"""A weight of 0 or less counts as this, so that worth still falls with every hop."""
+_LEAST, _MOST = np.float32(1e-6), np.float32(1)
+"""A weight of 0 or less counts as the least, so that worth still falls with every hop."""
 
 
 class Walked(NamedTuple):
@@ -69,55 +69,62 @@ def walk(
     room = max_nodes - len(seeds)
     worth = np.zeros(len(graph.indptr) - 1, np.float32)  # 0: not reached yet (worth itself is kept above 0)
     worth[seeds] = 1
-    place = np.full(len(worth), -1, np.int32)
-    found, hop, frontier = [seeds[:0]], [np.zeros(0, np.int32)], seeds
+    place = np.empty(len(worth), np.int32)  # read only where it was written
+    found, hop, frontier = [seeds], [len(seeds)], seeds
     truncated = False
-    for step in range(1, hops + 1):
+    for _ in range(hops):
         owner, entry = _entries(graph.indptr, frontier)
-        reached = graph.indices[entry]
-        fresh = np.flatnonzero(worth[reached] == 0)
-        reached, owner, entry = reached[fresh], owner[fresh], entry[fresh]
-        value = worth[frontier][owner] * np.clip(graph.weight[entry], _LEAST, 1) * np.float32(decay)
-        np.maximum.at(worth, reached, value)
+        reached = graph.indices.take(entry)
+        fresh = (worth.take(reached) == 0).nonzero()[0]
+        reached, owner, entry = reached.take(fresh), owner.take(fresh), entry.take(fresh)
+        weight = np.minimum(np.maximum(graph.weight.take(entry), _LEAST), _MOST)
+        np.maximum.at(worth, reached, worth.take(frontier).take(owner) * weight * np.float32(decay))
         # One entry of each node: the one whose number stuck.
         number = np.arange(len(reached), dtype=np.int32)
         place[reached] = number
-        frontier = reached[place[reached] == number].astype(np.int64)
+        frontier = reached[place.take(reached) == number].astype(np.int64)
         if len(frontier) > room:
             # Beyond the cap already within this hop: what is cut here could not come back later.
             frontier, truncated = frontier[_best(worth[frontier], room)], True
         if not len(frontier):
             break
         found.append(frontier)
-        hop.append(np.full(len(frontier), step, np.int32))
-    rows, hop_of = np.concatenate(found), np.concatenate(hop)
-    truncated = truncated or len(rows) > room
-    order = _best(worth[rows], room)
-    rows = np.concatenate([seeds, rows[order]])
-    hop_of = np.concatenate([np.zeros(len(seeds), np.int32), hop_of[order]])
+        hop.append(len(frontier))
+    rows, hop_of = np.concatenate(found), np.arange(len(hop), dtype=np.int32).repeat(hop)
+    truncated = truncated or len(rows) > max_nodes
+    order = _best(worth.take(rows[len(seeds) :]), room) + len(seeds)
+    rows = np.concatenate([seeds, rows.take(order)])
+    hop_of = np.concatenate([hop_of[: len(seeds)], hop_of.take(order)])
 
-    place.fill(-1)
-    place[rows] = np.arange(len(rows), dtype=np.int32)
     owner, entry = _entries(graph.indptr, rows)
-    end = place[graph.indices[entry]]
-    inside = np.flatnonzero(graph.forward[entry] & (end >= 0))
+    other = graph.indices.take(entry)
+    place[other] = -1
+    place[rows] = np.arange(len(rows), dtype=np.int32)
+    end = place.take(other)
+    inside = (graph.forward.take(entry) & (end >= 0)).nonzero()[0]
     if len(inside) > max_edges:
         inside, truncated = inside[np.sort(_best(graph.weight[entry[inside]], max_edges))], True
-    entry = entry[inside]
+    entry = entry.take(inside)
     return Walked(
-        rows, hop_of, owner[inside].astype(np.int32), end[inside], graph.relation[entry], graph.weight[entry], truncated
+        rows,
+        hop_of,
+        owner.take(inside).astype(np.int32),
+        end.take(inside),
+        graph.relation.take(entry),
+        graph.weight.take(entry),
+        truncated,
     )
 
 
 def _entries(indptr: npt.NDArray[np.int64], rows: npt.NDArray[np.int64]) -> tuple[Ints, Ints]:
     """Every entry of ``rows``: the index into ``rows`` it belongs to, and its place in the entry arrays."""
-    start = indptr[rows]
-    count = indptr[rows + 1] - start
-    ends = count.cumsum()
+    start = indptr.take(rows)
+    end = indptr.take(rows + 1)
+    count = end - start
     owner = np.arange(len(rows)).repeat(count)
-    return owner, np.arange(len(owner)) + (start - ends + count)[owner]
+    return owner, np.arange(len(owner)) + (end - count.cumsum()).take(owner)
 
 
 def _best(values: npt.NDArray[np.float32], k: int) -> Ints:
     """Where the ``k`` largest values stand, largest first, equal ones in their order."""
-    return np.argsort(-values, kind="stable")[:k]
+    return (-values).argsort(kind="stable")[:k]

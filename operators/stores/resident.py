@@ -157,7 +157,8 @@ class Resident:
             ]
         cosine: F32 = np.zeros(n, np.float32)
         scale = norm * np.float32(np.linalg.norm(vector))
-        np.divide(vectors @ vector, scale, out=cosine, where=present & (scale > 0))
+        # vecdot: OpenBLAS's product of a matrix and a vector takes twice as long where the rows don't fit the cache.
+        np.divide(np.vecdot(vectors, vector), scale, out=cosine, where=present & (scale > 0))
         words, most = _weigh(postings, live)
         near, passage, says = cosine, np.zeros(n, np.float32), np.full(n, 0.5, np.float32)
         if layout is not None:
@@ -245,10 +246,12 @@ def _weigh(
     postings: Sequence[tuple[npt.NDArray[np.int32], npt.NDArray[np.int32], int]], live: npt.NDArray[np.bool_]
 ) -> tuple[list[Word], float]:
     """The words that occur, with Lucene's idf, and the sum of all words' idf; dead rows not counted."""
-    n, words, total = int(live.sum()), [], 0.0
+    n, words, total = int(np.count_nonzero(live)), [], 0.0
     for rows, often, count in postings:
-        alive = live[rows]
-        rows, tf = rows[alive], often[alive].astype(np.float32)
+        if n < len(live):
+            alive = live[rows]
+            rows, often = rows[alive], often[alive]
+        tf = often.astype(np.float32)
         idf = count * math.log(1 + (n - len(rows) + 0.5) / (len(rows) + 0.5))
         total += idf
         if len(rows):
@@ -269,8 +272,7 @@ def _passages(
         block = words[begin : begin + BLOCK]
         often = np.zeros((len(block), layout.size), np.float32)
         for line, (rows, tf, _) in zip(often, block, strict=True):
-            line[layout.place.take(rows)] = tf
-        often *= here  # an expired row's words count for nothing
+            line[layout.place.take(rows)] = tf * present.take(rows)  # an expired row's words count for nothing
         often = layout.around(often)
         often /= often + damp
         scores += np.array([idf for _, _, idf in block], np.float32) @ often * np.float32(PASSAGE_K1 + 1)

@@ -165,16 +165,15 @@ class Snapshot:
     def text(self, column: str, rows: npt.NDArray[np.int64]) -> tuple[str, ...]:
         """The strings of ``column`` (``ids``, ``texts`` or ``sources``) in ``rows``."""
         offsets, blob = self._texts[column]
-        return tuple(
-            [blob[a:b].decode() for a, b in zip(offsets[rows].tolist(), offsets[rows + 1].tolist(), strict=True)]
-        )
+        starts, ends = offsets.take(rows).tolist(), offsets.take(rows + 1).tolist()
+        return tuple([str(blob[a:b], "utf-8") for a, b in zip(starts, ends, strict=True)])
 
     def rows(self, node_ids: Sequence[str]) -> npt.NDArray[np.int64]:
         """The rows of those ``node_ids`` that the snapshot knows, in their order, repeats dropped."""
         wanted = list(dict.fromkeys(node_ids))
         keys = _keys(wanted)
-        at = np.minimum(np.searchsorted(self._key, keys), len(self._key) - 1)
-        found: npt.NDArray[np.int64] = self._key_row[at[self._key[at] == keys]]
+        at = self._key.searchsorted(keys)
+        found: npt.NDArray[np.int64] = self._key_row.take(at[self._key.take(at, mode="clip") == keys])
         if set(self.text("ids", found)) <= set(wanted) and not self._shared_keys:
             return found
         # Two ids share a hash, ours or the snapshot's: compare the ids themselves.
@@ -189,11 +188,11 @@ class Snapshot:
         rows = walked.rows
         return Subgraph(
             node_ids=self.text("ids", rows),
-            kinds=tuple(KINDS[code] for code in self.kind[rows].tolist()),
+            kinds=tuple(map(KINDS.__getitem__, self.kind.take(rows).tolist())),
             texts=self.text("texts", rows),
             sources=self.text("sources", rows),
-            vectors=self.vectors[rows],
-            tokens=self.tokens[rows],
+            vectors=self.vectors.take(rows, 0),
+            tokens=self.tokens.take(rows),
             hop=walked.hop,
             seeds=min(len(seeds), max_nodes),
             edge_from=walked.edge_from,

@@ -125,5 +125,14 @@ class Rows:
     def nearest(self, k: int) -> list[set[int]]:
         """The ``k`` rows nearest to each query, by looking at all."""
         asked = np.stack([vector for _, vector in self.queries])
-        parts = [asked @ self.vectors[begin : begin + 100_000].T for begin in range(0, len(self), 100_000)]
-        return [set(row.tolist()) for row in np.argpartition(-np.concatenate(parts, 1), k, axis=1)[:, :k]]
+        scores, rows = np.zeros((len(asked), 0), np.float32), np.zeros((len(asked), 0), np.int64)
+        for begin in range(
+            0, len(self), 50_000
+        ):  # of each part only what may stay: a million rows are 800 MB of scores
+            part = asked @ self.vectors[begin : begin + 50_000].T
+            scores = np.concatenate([scores, part], 1)
+            rows = np.concatenate([rows, np.broadcast_to(np.arange(begin, begin + part.shape[1]), part.shape)], 1)
+            if scores.shape[1] > k:
+                best = np.argpartition(-scores, k, axis=1)[:, :k]
+                scores, rows = np.take_along_axis(scores, best, 1), np.take_along_axis(rows, best, 1)
+        return [set(row.tolist()) for row in rows]

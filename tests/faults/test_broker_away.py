@@ -1,5 +1,5 @@
 """The broker hangs, is gone, comes back, and the disk is full meanwhile: a real service goes on answering, and all
-that it answered is in the log afterwards. ``RUVLLM_FAULTS=all`` keeps the broker away for 30 s each time.
+that it answered is in the log afterwards. ``RUVLLM_TEST_FAULTS=all`` keeps the broker away for 30 s each time.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from operators.stores.topics import INTERACTIONS
 from tests.broker import Broker, config, forgotten_sockets, mortal_broker
 from tests.service import Running
 
-AWAY_S = 30.0 if os.environ.get("RUVLLM_FAULTS") == "all" else 0.0
+AWAY_S = 30.0 if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else 0.0
 AT_ONCE = 4
 SPOOL_BYTES = 1 << 20
 SETTINGS = (
@@ -82,7 +82,7 @@ class Asked:
 @pytest.fixture(scope="module")
 def asked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Asked]:
     with forgotten_sockets(), mortal_broker() as broker, pytest.MonkeyPatch.context() as patch:
-        patch.delenv("RUVLLM_FAULTS", raising=False)  # no setting of the service's
+        patch.delenv("RUVLLM_TEST_FAULTS", raising=False)  # no setting of the service's
         servers = f"events.kafka.bootstrap_servers=[{broker.address}]"
         service = Running(tmp_path_factory.mktemp("away") / "data", servers, *SETTINGS).start()
         try:
@@ -137,7 +137,7 @@ def test_a_hanging_broker_a_full_disk_and_a_dead_broker_hold_up_no_answer_and_lo
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not AWAY_S, reason="RUVLLM_FAULTS=all has it")
+@pytest.mark.skipif(not AWAY_S, reason="RUVLLM_TEST_FAULTS=all has it")
 def test_a_spool_that_is_full_keeps_answers_coming(asked: Asked) -> None:
     """Refused connections for 30 s and for as long as it takes to fill the spool; then the queue in memory holds."""
     asked.broker.kill()

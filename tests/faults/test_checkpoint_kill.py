@@ -40,10 +40,10 @@ registry.rollouts.change(make)
 PUBLISHED = ["wrote router.safetensors", "wrote learner.safetensors", "wrote manifest", "renamed", "marked"]
 STEPS = [*PUBLISHED, "rollout", "logged"]
 SOME = ["wrote manifest", "renamed", "rollout"]
-"""Where most is half done; ``RUVLLM_FAULTS=all`` takes every step."""
+"""Where most is half done; ``RUVLLM_TEST_FAULTS=all`` takes every step."""
 
 
-@pytest.mark.parametrize("step", STEPS if os.environ.get("RUVLLM_FAULTS") == "all" else SOME)
+@pytest.mark.parametrize("step", STEPS if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else SOME)
 def test_a_killed_publisher_leaves_a_whole_checkpoint_or_none(tmp_path: Path, step: str) -> None:
     last = STEPS.index(step) + 1
     registry = Registry(tmp_path)

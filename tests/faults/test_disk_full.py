@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ALL = os.environ.get("RUVLLM_FAULTS") == "all"
+ALL = os.environ.get("RUVLLM_TEST_FAULTS") == "all"
 MOUNT = 'mount -t tmpfs -o size=8m ruvllm "$1" && exec "$0" -m tests.disk_rig "$1" tmpfs'
 OWN_MOUNTS = ["unshare", "--user", "--map-root-user", "--mount"]
 

@@ -14,7 +14,7 @@ from tests import learn_rig as rig
 
 ROOT = Path(__file__).parents[2]
 TURNS = 200
-ALL = os.environ.get("RUVLLM_FAULTS") == "all"
+ALL = os.environ.get("RUVLLM_TEST_FAULTS") == "all"
 POINTS = [("candidate", 1)]
 MORE = (
     [("learned", 31), ("saved", 2), ("learned", 1), ("learned", 7), ("candidate", 2), ("saved", 1), ("saved", 6)]

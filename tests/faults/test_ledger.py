@@ -1,6 +1,6 @@
 """A ledger of events through spool, broker and consumer, while all three are killed: lost 0, applied twice 0.
 
-``RUVLLM_FAULTS=all`` takes 10⁵ events and kills every few thousand of them.
+``RUVLLM_TEST_FAULTS=all`` takes 10⁵ events and kills every few thousand of them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tests import ledger_rig as rig
 from tests.broker import forgotten_sockets, mortal_broker, until
 
 ROOT = Path(__file__).parents[2]
-ALL = os.environ.get("RUVLLM_FAULTS") == "all"
+ALL = os.environ.get("RUVLLM_TEST_FAULTS") == "all"
 TOTAL = 100_000 if ALL else 2_000
 KILLS = 6 if ALL else 1
 PATIENCE_S = 900.0 if ALL else 60.0
@@ -106,7 +106,7 @@ def test_kills_of_broker_consumer_and_producer(tmp_path: Path, ledger: rig.Ledge
     check(ledger, tmp_path)
 
 
-@pytest.mark.skipif(not ALL, reason="RUVLLM_FAULTS=all has it; test_log_kill and test_judge_kill kill on the file")
+@pytest.mark.skipif(not ALL, reason="RUVLLM_TEST_FAULTS=all has it; test_log_kill and test_judge_kill kill on the file")
 @pytest.mark.timeout(2 * PATIENCE_S)
 def test_kills_of_consumer_and_producer_on_the_file(tmp_path: Path, ledger: rig.Ledger, run: list[Process]) -> None:
     run += [Process(verb, tmp_path, "") for verb in ("produce", "consume")]

@@ -34,7 +34,7 @@ from tests.broker import broker, config, until
 from tests.scripted import Scripted
 
 KEY = "acme|s"
-ALL = os.environ.get("RUVLLM_FAULTS") == "all"
+ALL = os.environ.get("RUVLLM_TEST_FAULTS") == "all"
 LARGE = {SqliteLog: 10_000_000, KafkaLog: 10_000_000 if ALL else 1_050_000}
 """Bytes of the largest value. On the broker it is what an outside producer may send and we, by default, may not. It is
 also more than a fetch asks for. kafka-python's checksums are Python, a second and more for each MB each way."""

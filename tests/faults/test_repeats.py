@@ -30,7 +30,7 @@ from tests import learn_rig
 from tests.writeback_rig import Owner, memory_at, say, state, write_back
 
 PARTITIONS, HOUR_S = 2, 3600.0
-ALL = os.environ.get("RUVLLM_FAULTS") == "all"
+ALL = os.environ.get("RUVLLM_TEST_FAULTS") == "all"
 TURNS = 400 if ALL else 136
 """Four a session, which is a batch: none is left over in any order."""
 

@@ -96,7 +96,7 @@ def uninterrupted(tmp_path_factory, prepared):
 SOME = ("vectors", "removed vectors", "appended")
 
 
-@pytest.mark.parametrize("step", STEPS if os.environ.get("RUVLLM_FAULTS") == "all" else SOME)
+@pytest.mark.parametrize("step", STEPS if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else SOME)
 def test_killed_at_a_step_and_started_again(tmp_path, prepared, uninterrupted, step):
     shutil.copytree(prepared, tmp_path, dirs_exist_ok=True)
     killed = run(tmp_path, step)

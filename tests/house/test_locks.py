@@ -16,10 +16,15 @@ def plain(name):
     return re.sub(r"[-_.]+", "-", name).lower()
 
 
+def pins(lock):
+    lines = (ROOT / "requirements" / f"{lock}.lock").read_text().splitlines()
+    found = (re.match(r"([A-Za-z0-9_.-]+)==([^\s;]+)", line) for line in lines)
+    return {plain(pin[1]): pin[2] for pin in found if pin}
+
+
 @pytest.mark.parametrize("lock", ["base", "dev"])
 def test_a_lock_holds_all_that_its_packages_need(lock):
-    lines = (ROOT / "requirements" / f"{lock}.lock").read_text().splitlines()
-    held = {plain(line.split("==")[0]) for line in lines if re.match(r"[A-Za-z0-9_.-]+==", line)} | ELSEWHERE
+    held = pins(lock).keys() | ELSEWHERE
     missing = []
     for name in sorted(held):
         try:
@@ -29,3 +34,19 @@ def test_a_lock_holds_all_that_its_packages_need(lock):
         here = (one for one in needed if not one.marker or one.marker.evaluate({"extra": ""}))
         missing += [f"{name} needs {one.name}" for one in here if plain(one.name) not in held]
     assert not missing
+
+
+@pytest.mark.parametrize("lock", ["s3", "peers"])
+def test_a_lock_holds_what_was_asked_for(lock):
+    lines = (ROOT / "requirements" / f"{lock}.in").read_text().splitlines()
+    asked = [Requirement(line) for line in lines if line and not line.startswith(("-", "#"))]
+    assert asked
+    for one in asked:
+        assert str(one.specifier) == f"=={pins(lock).get(plain(one.name))}"
+
+
+def test_what_stands_behind_the_environment_fits_it():
+    """The peers of the benchmarks use the environment's packages where it has them: in the versions they ask for."""
+    ours, theirs = pins("bench"), pins("peers")
+    assert {name: version for name, version in theirs.items() if ours.get(name, version) != version} == {}
+    assert {"usearch", "qdrant-client"} <= theirs.keys()

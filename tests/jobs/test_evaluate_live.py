@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +113,7 @@ def test_a_service_that_cannot_start_is_no_endless_wait(tmp_path):
     assert "embed" in (tmp_path / "data" / "service.log").read_text()
 
 
+@pytest.mark.skipif(os.environ.get("RUVLLM_TEST_FAULTS") != "all", reason="takes a minute of two cores: make faults")
 @pytest.mark.slow
 @pytest.mark.timeout(600)  # two services with real models, a judge and a learner start: half a minute, if alone
 def test_a_service_is_asked_learns_and_is_asked_again(tmp_path):

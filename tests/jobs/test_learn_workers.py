@@ -15,7 +15,7 @@ from tests.service import free_port
 
 ROOT = Path(__file__).parents[2]
 TURNS = 200
-POINTS = [("saved", 2), ("learned", 9), ("candidate", 1)] if os.environ.get("RUVLLM_FAULTS") == "all" else []
+POINTS = [("saved", 2), ("learned", 9), ("candidate", 1)] if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else []
 
 
 def run(root, *fault):

@@ -29,7 +29,7 @@ from operators.stores.checkpoints import Registry
 from pipeline.updates import Updates
 from tests.operators.test_route import COVERED, EASY, flat, started, turn
 
-DECISIONS = 1_000_000 if os.environ.get("RUVLLM_FAULTS") == "all" else 5_000
+DECISIONS = 1_000_000 if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else 5_000
 WHY = Why("admin", 0.0, "a test")
 
 

@@ -1,7 +1,7 @@
 """Tenants never meet: random operations by several of them, held against a model that keeps them apart by construction.
 
 Every tenant uses the same node ids, sources, words and vectors, so that whatever leaks would be found. The texts alone
-differ: each names its owner. A short run by default; ``make soak`` runs 100,000 operations (RUVLLM_SOAK).
+differ: each names its owner. A short run by default; ``make soak`` runs 100,000 operations (RUVLLM_TEST_SOAK).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ TENANTS = ("acme", "acme-2", "ACME")
 """Names that a prefix match or a comparison without case would confuse."""
 WORDS = ("harbour", "lamp", "winter", "copper")
 STEPS = 50
-EXAMPLES = max(6, int(os.environ.get("RUVLLM_SOAK", "0")) // STEPS)
+EXAMPLES = max(6, int(os.environ.get("RUVLLM_TEST_SOAK", "0")) // STEPS)
 
 tenants = st.sampled_from(TENANTS)
 numbers = st.integers(0, 11)
@@ -237,7 +237,7 @@ class Tenants(RuleBasedStateMachine):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(0 if "RUVLLM_SOAK" in os.environ else 300)
+@pytest.mark.timeout(0 if "RUVLLM_TEST_SOAK" in os.environ else 300)
 def test_no_tenant_ever_sees_another() -> None:
     run_state_machine_as_test(
         Tenants,
@@ -246,6 +246,6 @@ def test_no_tenant_ever_sees_another() -> None:
             stateful_step_count=STEPS,
             deadline=None,
             suppress_health_check=list(HealthCheck),
-            derandomize="RUVLLM_SOAK" not in os.environ,
+            derandomize="RUVLLM_TEST_SOAK" not in os.environ,
         ),
     )
