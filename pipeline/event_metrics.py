@@ -1,7 +1,8 @@
 """``GET /metrics``: how events leave the answer path, in Prometheus' text format 0.0.4.
 
 The numbers are those of the process that answers; ``ruvllm_spool_events`` and ``ruvllm_spool_bytes`` are of the spool
-file, which the processes of a machine share. No label names a tenant or a session.
+file, which the processes of a machine share, and ``ruvllm_lag_events`` of the event log, which all share. No label
+names a tenant or a session.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
 
 from operators.errors import RuvError
+from operators.stores.ports import EventLog
 from operators.stores.spool import SpoolingLog
+from operators.stores.topics import READERS
 from pipeline.emit import Emitter
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 Row = tuple[str, str, str, int]
-"""Name, type, what it counts, and its value."""
+"""Name, with its labels if it has any; type, what it counts, and its value."""
 
 
 def install(app: FastAPI, emitter: Emitter) -> None:
@@ -27,7 +30,8 @@ def install(app: FastAPI, emitter: Emitter) -> None:
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         """How events leave the answer path, for Prometheus."""
-        rows = [*of_emitter(emitter), *(await asyncio.to_thread(of_spool, emitter))]
+        asked = [*(await asyncio.to_thread(of_spool, emitter)), *(await asyncio.to_thread(of_log, emitter.log))]
+        rows = [*of_emitter(emitter), *asked]
         return PlainTextResponse(text(rows), media_type=CONTENT_TYPE)
 
 
@@ -65,8 +69,28 @@ def of_spool(emitter: Emitter) -> list[Row]:
     return rows
 
 
+def of_log(log: EventLog) -> list[Row]:
+    """What waits for each group of readers. Blocks. Nothing while the log is away: each question would wait for it."""
+    if isinstance(log, SpoolingLog) and log.away:
+        return []
+    rows: list[Row] = []
+    with contextlib.suppress(RuvError):
+        for topic, partitions in log.topics().items():
+            for group in READERS.get(topic, ()):
+                waits = (log.end(topic, one) - log.committed(group, topic, one) for one in range(partitions))
+                name = f'ruvllm_lag_events{{group="{group}",topic="{topic}"}}'
+                rows.append((name, "gauge", "Events that a group of readers has not done yet.", sum(waits)))
+    return rows
+
+
 def text(rows: list[Row]) -> str:
-    """``rows`` as Prometheus reads them."""
-    return "".join(
-        f"# HELP {name} {about}\n# TYPE {name} {kind}\n{name} {value}\n" for name, kind, about, value in rows
-    )
+    """``rows`` as Prometheus reads them; those of one name stand together."""
+    lines: list[str] = []
+    told = ""
+    for name, kind, about, value in rows:
+        base = name.partition("{")[0]
+        if base != told:
+            lines += [f"# HELP {base} {about}", f"# TYPE {base} {kind}"]
+            told = base
+        lines.append(f"{name} {value}")
+    return "".join(f"{line}\n" for line in lines)

@@ -30,7 +30,7 @@ READERS: dict[str, tuple[str, ...]] = {
     REQUESTS: ("stream",),
     INTERACTIONS: ("judge",),
     FEEDBACK: ("feedback",),
-    JUDGEMENTS: ("writeback",),
+    JUDGEMENTS: ("writeback", "learn"),
 }
 """Topic → groups that keep their offsets in the log."""
 
