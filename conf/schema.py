@@ -129,6 +129,8 @@ class Sessions(Knobs):
     """Most sessions; beyond that the one unused longest is forgotten."""
     ttl_s: float = Field(3600.0, gt=0)
     """Seconds without a turn after which a session is forgotten."""
+    verdicts_s: float = Field(1.0, ge=0)
+    """Seconds between two looks for verdicts, which the router then knows at a session's next turn; 0 never looks."""
 
 
 class JudgeJob(Knobs):

@@ -153,13 +153,15 @@ class Query:
 class SessionState:
     """What the service remembers of a session. ``hidden``: float32[64], the router's state after the last turn.
 
-    ``turn`` counts completed turns, so it is 0 at the first query.
+    ``turn`` counts completed turns, so it is 0 at the first query. ``last_interaction`` is the id of the last of them,
+    ``last_verdict`` what is known of it by now.
     """
 
     turn: int
     hidden: F32
     last_tier: str | None = None
     last_verdict: float | None = None
+    last_interaction: str = ""
 
     @classmethod
     def new(cls) -> SessionState:

@@ -23,6 +23,7 @@ from pipeline.graph import ANSWER_PATH
 from pipeline.guard import admin_key
 from pipeline.host import Host, open_emitter
 from pipeline.service import Service
+from pipeline.verdicts import Verdicts
 
 Say = Callable[..., None]
 URL_FILE = "url"
@@ -137,7 +138,9 @@ async def _inproc_main(settings: Settings, say: Say, began: float) -> None:
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((settings.http.host, settings.http.port))
     listener.listen(2048)  # before it is announced: who connects at once waits a moment instead of being refused
-    app = create_app(Service(settings, backend, emitter))
+    service = Service(settings, backend, emitter)
+    verdicts = asyncio.create_task(Verdicts(emitter.log, service.sessions).run(settings.sessions.verdicts_s))
+    app = create_app(service)
     config = uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=10)
     server = uvicorn.Server(config)
     # Not uvicorn's own handlers: they raise the signal again at the end, and what comes after serve() would never run.
@@ -150,6 +153,7 @@ async def _inproc_main(settings: Settings, say: Say, began: float) -> None:
         await server.serve(sockets=[listener])
     finally:
         say("stopping …")
+        verdicts.cancel()
         await emitter.close(10.0)
         await backend.close()
 

@@ -34,6 +34,7 @@ from pipeline.host import Host, open_emitter
 from pipeline.ingress import create_app
 from pipeline.ray_errors import door, translated
 from pipeline.service import Service
+from pipeline.verdicts import Verdicts
 
 APP = "ruvllm"
 _log = logging.getLogger("ruvllm.serve")
@@ -84,6 +85,8 @@ class Gateway:
         await self._backend.start()
         self._emitter = open_emitter(settings)
         self._service = Service(settings, self._backend, self._emitter)
+        verdicts = Verdicts(self._emitter.log, self._service.sessions)
+        self._verdicts = asyncio.create_task(verdicts.run(settings.sessions.verdicts_s))
 
     def __serve_build_asgi_app__(self) -> Any:
         """Called by Serve once ``__init__`` is done."""
@@ -91,6 +94,7 @@ class Gateway:
 
     async def __del__(self) -> None:
         """Graceful shutdown: Serve awaits this after the last request."""
+        self._verdicts.cancel()
         await self._emitter.close(5.0)
         await self._backend.close()
 

@@ -156,7 +156,7 @@ class Service:
             turn=session.turn + 1,
             hidden=turn.route.hidden,
             last_tier=answer.tier,
-            last_verdict=session.last_verdict,
+            last_interaction=query.interaction_id,
         )
         self.sessions.put(query.tenant, query.session, following)
         self.emitter.emit(

@@ -6,6 +6,7 @@ travels in the request's messages.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections import OrderedDict
 from collections.abc import Callable
@@ -39,6 +40,12 @@ class Sessions:
             if len(self._entries) <= self._max_sessions and when >= oldest_allowed:
                 break
             self._entries.popitem(last=False)
+
+    def judged(self, tenant: str, session: str, interaction_id: str, score: float) -> None:
+        """Note the verdict on the session's last turn; on any other turn, or for a session that is gone, do nothing."""
+        entry = self._entries.get((tenant, session))
+        if entry is not None and entry[1].last_interaction == interaction_id:
+            self._entries[(tenant, session)] = (entry[0], dataclasses.replace(entry[1], last_verdict=score))
 
     def forget(self, tenant: str, session: str | None = None) -> None:
         """Forget one session of the tenant, or all of them."""

@@ -1,6 +1,8 @@
 """Sessions, admission and API keys: what stands between the HTTP door and the first stage."""
 
 import asyncio
+import contextlib
+import dataclasses
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -8,10 +10,13 @@ import pytest
 from pydantic import SecretStr
 
 from operators.errors import Reject, Retry, Stop
-from operators.records import SessionState
+from operators.records import SessionState, Verdict, encode
+from operators.stores.sqlite_log import SqliteLog
+from operators.stores.topics import JUDGEMENTS, create_topics
 from pipeline.guard import Guard, admin_key
 from pipeline.limits import Admission
 from pipeline.sessions import Sessions
+from pipeline.verdicts import Verdicts
 
 
 class Clock:
@@ -49,6 +54,40 @@ def test_the_least_recently_used_session_goes_first():
     sessions.put("a", "z", state(1))
     assert len(sessions) == 2
     assert (sessions.get("a", "x").turn, sessions.get("a", "y").turn) == (2, 0)
+
+
+def test_a_verdict_on_the_last_turn_is_known_at_the_next(tmp_path):
+    def verdict(tenant, interaction, score):
+        said = Verdict(
+            event_id=f"v{interaction}{score}", interaction_id=interaction, tenant=tenant, session="s", created_at=1.0,
+            status="judged" if score is not None else "unjudged", score=score, uncertainty=None, judge="j",
+        )  # fmt: skip
+        log.append(JUDGEMENTS, f"{tenant}|s", encode(said), {})
+
+    with contextlib.closing(SqliteLog(tmp_path / "events.db")) as log:
+        log.open()
+        create_topics(log, 2)
+        sessions = Sessions(10, 60.0, Clock())
+        sessions.put("a", "s", dataclasses.replace(state(3), last_interaction="i3"))
+        sessions.put("b", "s", dataclasses.replace(state(1), last_interaction="i3"))
+        verdict("a", "i3", 0.1)
+        follower = Verdicts(log, sessions)
+
+        def look():
+            for each in follower.read():
+                follower.tell(each)
+            return sessions.get("a", "s").last_verdict, sessions.get("b", "s").last_verdict
+
+        assert look() == (None, None), "what was there before is of sessions that nobody knows"
+        verdict("a", "i2", 0.2)
+        log.append(JUDGEMENTS, "a|s", b"not json", {})
+        verdict("a", "i3", None)
+        assert look() == (None, None), "another turn's, a broken one, and one without a score"
+        verdict("a", "i3", 0.9)
+        verdict("c", "i3", 0.4)
+        assert look() == (0.9, None)
+        sessions.put("a", "s", dataclasses.replace(state(4), last_interaction="i4"))
+        assert look() == (None, None)
 
 
 async def test_the_line_is_bounded_and_says_when_to_come_back():
