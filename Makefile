@@ -16,7 +16,7 @@ help:
 	@echo "make faults   kills, full disks, wrong clocks, at every step and in large numbers (half an hour)"
 	@echo "make test-s3  the vector store on S3-compatible storage, against a local server"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
-	@echo "make peers    what the memory's benchmark compares with, into build/peers"
+	@echo "make peers    what benchmarks and evaluate continual compare with, into build/peers"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
 	@echo "make docs     regenerate docs/configuration.md and docs/asyncapi.yaml"
 	@echo "make lock     resolve the pinned versions anew"
@@ -87,9 +87,10 @@ test-s3: install-dev
 # In a directory of their own: the benchmarks look there last, so nothing of the environment changes.
 peers: build/peers/.installed
 
-build/peers/.installed: requirements/peers.lock | $(BIN)/python
+build/peers/.installed: requirements/peers.lock requirements/avalanche.lock | $(BIN)/python
 	rm -rf build/peers
-	$(PIP) install --progress-bar off --target build/peers --no-deps --require-hashes -r requirements/peers.lock
+	$(PIP) install --progress-bar off --target build/peers --no-deps --require-hashes $(^:%=-r %)
+	rm -rf build/peers/tests # Avalanche's own would stand in for ours
 	@touch $@
 
 bench: $(VENV)/.installed-bench build/peers/.installed

@@ -1,10 +1,11 @@
 """The other side of the permuted digits: Avalanche's own plugins on the data and the weights that we were given.
 
-    PEER_PYTHON jobs/continual_peer.py FOLDER       or --probe, which only says Avalanche's version
+    python jobs/continual_peer.py FOLDER       or --probe, which only says Avalanche's version
 
-Needs numpy, torch and avalanche-lib, nothing of ours: Avalanche brings dozens of packages that we don't want beside
-ours, so it has an environment of its own. FOLDER holds ``protocol.json`` and ``SEED.npz`` for each seed, as
-``jobs.continual_digits.data`` makes them; ``accuracies.json`` is written there: line → [seed][after task][on task].
+Needs numpy, torch and avalanche-lib, nothing of ours: Avalanche brings packages that we don't want among ours, so it is
+looked for in ``PEERS``, where ``make peers`` puts it, after all others. FOLDER holds ``protocol.json`` and ``SEED.npz``
+for each seed, as ``jobs.continual_digits.data`` makes them; ``accuracies.json`` is written there: line → [seed][after
+task][on task].
 
 Same weights, batches, order of examples and optimiser as ours; only what is replayed is drawn by each. Avalanche would
 shuffle its memory with the data or neither, so the memory is shuffled here, as it is stored.
@@ -19,12 +20,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+PEERS = Path(__file__).parents[1] / "build" / "peers"
 kept: list[Any] = []
 """What must not be collected."""
 
 
 def find() -> None:
     """Import Avalanche, and torchvision before it, which Avalanche wants though nothing here does."""
+    sys.path.append(str(PEERS))
     if importlib.util.find_spec("avalanche") is None:
         raise ModuleNotFoundError("No module named 'avalanche'")
     import torch

@@ -1,9 +1,9 @@
 """Does the learner forget? ``ruvllm evaluate continual`` measures it, on data that need nothing else.
 
-    python -m jobs.evaluate_continual [--seeds 5] [--json report.json] [--quick] [--peer-python PYTHON]
+    python -m jobs.evaluate_continual [--seeds 5] [--json report.json] [--quick]
 
 1 digits    ten tasks of permuted digits in turn (``continual_digits``), with the production buffer and EWC
-2 peer      the same data and weights with Avalanche's plugins, in the Python given (``continual_peer``)
+2 peer      the same data and weights with Avalanche's plugins, if ``make peers`` has fetched them (``continual_peer``)
 3 routing   a stream of routed turns that changes, with the production network (``continual_routing``)
 
 Every figure is the mean over seeds with its 95 % interval (Student's t); differences are paired by seed. λ was chosen
@@ -38,13 +38,13 @@ Report: TypeAlias = dict[str, Any]
 Say: TypeAlias = Callable[[str], None]
 
 
-def evaluate(seeds: int, quick: bool, peer_python: str | None, say: Say) -> Report:
+def evaluate(seeds: int, quick: bool, say: Say) -> Report:
     """All three steps. ``quick`` shows that it runs; its figures mean nothing. Raises ``Reject`` for a failing peer."""
     protocol, updates = QUICK if quick else FULL
     numbers = list(range(seeds))
     with one_thread():
         report: Report = {"seeds": seeds, "quick": quick, "digits": _digits(protocol, numbers, say)}
-        report["digits"]["peer"] = _peer(protocol, numbers, peer_python, report["digits"]["lines"])
+        report["digits"]["peer"] = _peer(protocol, numbers, report["digits"]["lines"])
         report["routing"] = _routing(updates, numbers, say)
     return report
 
@@ -67,17 +67,12 @@ def _digits(protocol: digits.Protocol, seeds: list[int], say: Say) -> Report:
     }
 
 
-def _peer(protocol: digits.Protocol, seeds: list[int], python: str | None, ours: Report) -> Report:
+def _peer(protocol: digits.Protocol, seeds: list[int], ours: Report) -> Report:
     """Step 2: Avalanche's lines and ours less theirs, or why there are none."""
-    if python is None:
-        return {"missing": "not measured: give --peer-python, a Python in which avalanche can be imported"}
-    try:
-        words = [python, "-W", "ignore", continual_peer.__file__]
-        probe = subprocess.run([*words, "--probe"], capture_output=True, text=True, check=False)  # noqa: S603
-    except OSError as error:
-        raise Reject(WHO, f"can't run {python}: {error.strerror}", "name a Python") from error
+    words = [sys.executable, "-W", "ignore", continual_peer.__file__]
+    probe = subprocess.run([*words, "--probe"], capture_output=True, text=True, check=False)  # noqa: S603 - our own file
     if probe.returncode:
-        return {"missing": f"{python} can't import avalanche: {probe.stderr.strip().splitlines()[-1]}"}
+        return {"missing": f"not measured: {probe.stderr.strip().splitlines()[-1]}; make peers fetches it"}
     lines = {name: dataclasses.asdict(line) for name, line in digits.PEER_LINES.items()}
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
@@ -186,7 +181,6 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=5, help="runs of everything, each from another seed")
     parser.add_argument("--json", metavar="OUT", help="write the report there, too; - prints it instead of the tables")
     parser.add_argument("--quick", action="store_true", help="a minute's trial that shows it works")
-    parser.add_argument("--peer-python", help="a Python with avalanche-lib, to measure beside ours")
     given = parser.parse_args(args)
     try:
         if given.seeds < 1:
@@ -194,7 +188,7 @@ def main(args: Sequence[str] | None = None) -> None:
         out = Path(given.json) if given.json not in (None, "-") else None
         if out is not None and not out.parent.is_dir():
             raise Reject(WHO, f"no folder {out.parent} for the report", "make it, or name another --json")
-        report = evaluate(given.seeds, given.quick, given.peer_python, lambda text: print(text, file=sys.stderr))
+        report = evaluate(given.seeds, given.quick, lambda text: print(text, file=sys.stderr))
         text = json.dumps(report, indent=2)
         if out is not None:
             try:

@@ -60,7 +60,6 @@ def evaluate_continual(
     ] = None,
     seeds: Annotated[int, typer.Option(min=1, help="runs of everything, each from another seed")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="a minute's trial that shows it works")] = False,
-    peer_python: Annotated[str | None, typer.Option(help="a Python with avalanche-lib, to measure beside ours")] = None,
 ) -> None:
     """Whether the learner forgets: permuted digits and a made-up stream of turns that changes. Takes half an hour.
 
@@ -68,7 +67,6 @@ def evaluate_continual(
     """
     words = [sys.executable, "-m", "jobs.evaluate_continual", "--seeds", str(seeds), *["--quick"] * quick]
     words += [] if json_ is None else ["--json", json_]
-    words += [] if peer_python is None else ["--peer-python", peer_python]
     raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
 
 

@@ -6,7 +6,7 @@ Both learn the same judged turns with the same network, from the same weights, w
 new turns beside eight replayed ones a step, one thread each, in turns. The peer is given its inputs and targets ready
 made; the learner makes its own (exemplars, doubly robust targets), unrolls sessions and watches for drift as it does in
 service. ``log`` is the whole job's loop: reading judgements and interactions from SQLite, learning, measuring, saving.
-Without Avalanche (see ``requirements/peers.in``) only our own figures come.
+Without Avalanche (``make peers``) only our own figures come.
 """
 
 from __future__ import annotations

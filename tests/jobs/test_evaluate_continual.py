@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from jobs import continual_digits as digits
+from jobs import continual_peer
 from jobs import continual_routing as routing
 from jobs import evaluate_continual as job
 from jobs.continual_stream import DOMAINS, SWAPPED, Stream, score, utility
-from operators.errors import Reject
 
 ROOT = Path(__file__).parents[2]
 TINY = digits.Protocol(tasks=3, passes=4, batch=16, hidden=64, train=400, rate=2e-3)
@@ -110,7 +110,7 @@ def test_the_job_reports_every_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(digits, "PEER_LINES", {"fine-tune": digits.Line()})
     monkeypatch.setattr(job, "QUICK", (digits.Protocol(tasks=3, passes=1, train=200), 24))
     out = tmp_path / "report.json"
-    job.main(["--quick", "--seeds", "1", "--json", str(out), "--peer-python", sys.executable])
+    job.main(["--quick", "--seeds", "1", "--json", str(out)])
     report = json.loads(out.read_text())
     assert report["digits"]["lines"].keys() == digits.LINES.keys()
     assert report["routing"]["ways"].keys() == routing.WAYS.keys()
@@ -119,10 +119,11 @@ def test_the_job_reports_every_line(tmp_path, monkeypatch, capsys):
     gain = report["digits"]["lines"]["online EWC"]["accuracy"]["mean"]
     gain -= report["digits"]["lines"]["fine-tune"]["accuracy"]["mean"]
     assert report["digits"]["ewc_minus_none"]["alone"]["accuracy"]["mean"] == pytest.approx(gain)
-    assert (
-        "can't import avalanche: ModuleNotFoundError: No module named 'avalanche'"
-        in report["digits"]["peer"]["missing"]
-    )
+    peer = report["digits"]["peer"]
+    if continual_peer.PEERS.is_dir():
+        assert peer["ours_minus_peer"]["fine-tune"]["accuracy"]["mean"] == pytest.approx(0, abs=0.02)
+    else:
+        assert peer["missing"].startswith("not measured: ModuleNotFoundError: No module named 'avalanche'")
     shown = capsys.readouterr().out
     assert "LinUCB with decay" in shown
     assert "far too short to mean anything" in shown
@@ -136,8 +137,6 @@ def test_what_is_wrong_is_said(tmp_path, capsys):
         with pytest.raises(SystemExit) as ended:
             job.main(words)
         assert says in str(ended.value)
-    with pytest.raises(Reject, match="name a Python"):
-        job._peer(TINY, [0], str(tmp_path / "python"), {})
 
 
 def test_ruvllm_evaluate_runs_the_job(tmp_path):
