@@ -77,7 +77,8 @@ soak: install-dev
 	RUVLLM_TEST_SOAK=100000 $(BIN)/pytest tests/operators/stores/test_tenants.py
 
 faults: install-dev
-	RUVLLM_TEST_FAULTS=all $(BIN)/pytest tests/faults tests/jobs/test_learn_workers.py tests/jobs/test_evaluate_live.py
+	RUVLLM_TEST_FAULTS=all $(BIN)/pytest tests/faults tests/jobs/test_learn_workers.py tests/jobs/test_replay_job.py \
+	  tests/jobs/test_evaluate_live.py
 
 # The server has an environment of its own: its dependencies are none of ours.
 test-s3: install-dev

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 import time
@@ -182,6 +183,7 @@ def test_what_was_removed_is_neither_read_nor_learned_again(tmp_path):
     assert len(columns["id"]) == 2
 
 
+@pytest.mark.skipif(os.environ.get("RUVLLM_TEST_FAULTS") != "all", reason="starts Ray twice: make faults")
 @pytest.mark.slow
 def test_killed_in_the_middle_on_ray_and_gone_on_with_it_holds_the_same(tmp_path):
     fill(tmp_path, 60)

@@ -9,10 +9,12 @@ import httpx
 import numpy as np
 import pyarrow as pa
 
+from conf.load import load
 from operators.stores import lance_rows
 from operators.stores.ports import Node
 
 NODES = "/v1/memory/nodes"
+ENCODER = load("test", env={}).settings.embed.model.id
 ADMIN = "/v1/admin/memory"
 
 
@@ -51,6 +53,11 @@ def arrow(*names: str, table: Any = None) -> bytes:
     return sink.getvalue()
 
 
+def to_nodes(tenant: str) -> str:
+    """Where nodes are added."""
+    return f"{ADMIN}/nodes?tenant={tenant}&encoder={ENCODER}"
+
+
 def fill(admin: Http, tenant: str, *names: str) -> None:
-    added = admin("POST", f"{ADMIN}/nodes?tenant={tenant}", content=arrow(*names))
+    added = admin("POST", to_nodes(tenant), content=arrow(*names))
     assert (added["added"], added["duplicates"]) == (len(names), 0)

@@ -8,13 +8,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from tests.pipeline.memory_http import ADMIN, Http, arrow, fill
+from tests.pipeline.memory_http import ADMIN, Http, arrow, fill, to_nodes
 from tests.service import Running
 
 pytestmark = pytest.mark.slow
 ADMINS = [
     ("GET", "/tenants", {}),
-    ("POST", "/nodes?tenant=acme", {}),
+    ("POST", "/nodes?tenant=acme&encoder=e", {}),
     ("POST", "/remember", {"tenant": "acme", "items": []}),
     ("POST", "/withdraw", {"tenant": "acme", "interaction_ids": ["x"]}),
     ("POST", "/maintain", {"tenant": "acme"}),
@@ -41,9 +41,15 @@ def test_the_administrator_s_door_takes_no_other_key(
 
 def test_nodes_come_in_as_arrow_once(admin: Http, tenant: str) -> None:
     fill(admin, tenant, "n1", "n2")
-    again = admin("POST", f"{ADMIN}/nodes?tenant={tenant}", content=arrow("n1", "n2", "n3"))
+    again = admin("POST", to_nodes(tenant), content=arrow("n1", "n2", "n3"))
     assert (again["added"], again["duplicates"]) == (1, 2)
     assert tenant in admin("GET", f"{ADMIN}/tenants")
+
+
+def test_vectors_of_another_encoder_are_refused(admin: Http, tenant: str) -> None:
+    error = admin("POST", f"{ADMIN}/nodes?tenant={tenant}&encoder=other", content=arrow("n1"), status=400)
+    assert (error["param"], error["code"]) == ("encoder", "bad_encoder")
+    assert tenant not in admin("GET", f"{ADMIN}/tenants")
 
 
 def column(name: str, values: Any) -> Any:
@@ -69,15 +75,15 @@ def column(name: str, values: Any) -> Any:
     ids=["empty", "text", "cut", "bits", "columns", "kind", "text null", "nan", "metadata", "dimension", "zeros"],
 )
 def test_what_is_no_arrow_or_no_node_is_refused(admin: Http, tenant: str, content: bytes) -> None:
-    admin("POST", f"{ADMIN}/nodes?tenant={tenant}", content=content, status=400)
+    admin("POST", to_nodes(tenant), content=content, status=400)
     assert tenant not in admin("GET", f"{ADMIN}/tenants")
 
 
 def test_the_administrator_s_bodies_have_a_limit_of_their_own(user: Http, admin: Http, tenant: str) -> None:
     two_mib = b" " * (2 << 20)
     assert "http.max_body_bytes" in user("POST", "/v1/memory/delete", content=two_mib, status=413)["message"]
-    admin("POST", f"{ADMIN}/nodes?tenant={tenant}", content=two_mib, status=400)
-    admin("POST", f"{ADMIN}/nodes?tenant={tenant}", content=b" " * ((64 << 20) + 1), status=413)
+    admin("POST", to_nodes(tenant), content=two_mib, status=400)
+    admin("POST", to_nodes(tenant), content=b" " * ((64 << 20) + 1), status=413)
 
 
 @pytest.mark.parametrize("name", ["../x", "..", ".x", "a/b", "/etc", "a b", "a\0"])
