@@ -23,7 +23,7 @@ class Replay(Knobs):
     seed: int = Field(0, ge=0)
     """Seed of the training, the folds and the bootstrap."""
     fit: FitConfig = FitConfig()
-    """How a router is trained from scratch."""
+    """How a router is trained from scratch; for ``evaluate router``, too."""
     clip: float = Field(20.0, ge=1)
     """Largest importance weight of a turn in an estimate."""
     folds: int = Field(5, ge=2)

@@ -36,7 +36,6 @@ from jobs.router_metrics import METRICS, Beliefs, Measured, at_cost, curve, meas
 from jobs.router_outcomes import WHO, Array, Outcomes, Rows, read, split
 from jobs.router_plot import draw
 from operators.errors import Reject, RuvError
-from operators.learning.config import FitConfig
 
 LEAST_TEST = 20
 """Fewer prompts say nothing."""
@@ -57,7 +56,8 @@ async def evaluate(given: argparse.Namespace, settings: Settings, advance: Calla
     outcomes = read(given.outcomes)
     test = None if given.test is None else read(given.test, LEAST_TEST, outcomes)
     tested_on = test or outcomes
-    splits = [_split(outcomes, test, given.train_fraction, given.by_domain, seed) for seed in range(given.seeds)]
+    least = settings.replay.fit.batch
+    splits = [_split(outcomes, test, given.train_fraction, given.by_domain, seed, least) for seed in range(given.seeds)]
     texts = list(outcomes.prompts) if test is None else [*outcomes.prompts, *test.prompts]
     texts += [edit(tested_on.prompts[i], 0) for i in np.unique(np.concatenate([rows for _, rows in splits]))]
     readings = await Readings.of(texts, settings, advance)
@@ -84,18 +84,22 @@ async def evaluate(given: argparse.Namespace, settings: Settings, advance: Calla
             for name in curves[0]
         },
         "data": _about(outcomes, test, splits, given, unseen),
-        "settings": {"embed": settings.embed.model_dump(mode="json"), "fit": FitConfig().model_dump(mode="json")},
+        "settings": {
+            "embed": settings.embed.model_dump(mode="json"),
+            "fit": settings.replay.fit.model_dump(mode="json"),
+        },
     }
 
 
-def _split(outcomes: Outcomes, test: Outcomes | None, fraction: float, by_domain: bool, seed: int) -> tuple[Rows, Rows]:
-    """Rows of ``outcomes`` to learn from, and rows to test on, of ``test`` if there is one."""
+def _split(
+    outcomes: Outcomes, test: Outcomes | None, fraction: float, by_domain: bool, seed: int, least: int
+) -> tuple[Rows, Rows]:
+    """Rows of ``outcomes`` to learn from, at least so many, and rows to test on, of ``test`` if there is one."""
     learned, rest = split(outcomes.domains if by_domain else outcomes.prompts, fraction, seed)
     if test is not None:
         held = set(test.prompts)
         learned = np.array([i for i in learned if outcomes.prompts[i] not in held], np.int64)
         rest = np.arange(len(test.prompts))
-    least = FitConfig().batch
     if len(learned) < least or len(rest) < LEAST_TEST:
         got = f"{len(learned)} prompts to learn from and {len(rest)} to test on"
         raise Reject(WHO, got, f"give more, or another --train-fraction: it takes {least} and {LEAST_TEST}")

@@ -61,7 +61,15 @@ async def read(texts: Sequence[str], settings: Settings, advance: Callable[[int]
 
 
 def learn(
-    features: F32, quality: Array, slots: Sequence[int], prices: Array, *, bandit: bool, tied: bool, seed: int
+    features: F32,
+    quality: Array,
+    slots: Sequence[int],
+    prices: Array,
+    config: FitConfig,
+    *,
+    bandit: bool,
+    tied: bool,
+    seed: int,
 ) -> Snapshot:
     """A router trained from the prior, ``tied`` or not, on ``features`` float32[n, 128], ``quality`` float64[n, tiers].
 
@@ -71,7 +79,7 @@ def learn(
     drawn = np.random.default_rng(seed).integers(len(slots), size=len(features)) if bandit else None
     priced = np.full(TIERS, UNTAKEN, np.float32)
     priced[list(slots)] = prices
-    return fit(turns(features, quality, slots, drawn), prior(tied), f"evaluation-{seed}", priced, FitConfig(), seed)
+    return fit(turns(features, quality, slots, drawn), prior(tied), f"evaluation-{seed}", priced, config, seed)
 
 
 def turns(features: F32, quality: Array, slots: Sequence[int], drawn: Rows | None) -> Columns:
