@@ -12,6 +12,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
+from operators.engines import gguf_header
 from operators.errors import Stop
 from operators.tiers import ModelFile
 
@@ -25,13 +26,15 @@ def resolve(model: ModelFile, cache_dir: Path) -> Path:
     The checksum is remembered by path, size, mtime and ctime (ns), so a changed file is read again.
 
     Raises:
-        Stop: the package or file is missing, the profile names none or two sources, or the checksum differs.
+        Stop: the package or file is missing, the profile names none or two sources, the checksum differs, or the
+            header of a GGUF is not sound.
     """
     memory = _load(cache_dir / CACHE)
     before = json.dumps(memory)
     path = _locate(model, memory)
     if model.sha256 == "unchecked":
         warnings.warn(f"model {model.id}: {path.name} is read unchecked; set its sha256 in the profile", stacklevel=2)
+        gguf_header.check(path, f"model {model.id}")
         return path
     found = _checksum(model, path, memory)
     if found != model.sha256.lower():
@@ -42,6 +45,7 @@ def resolve(model: ModelFile, cache_dir: Path) -> Path:
         )
     if json.dumps(memory) != before:
         _save(cache_dir / CACHE, memory)
+    gguf_header.check(path, f"model {model.id}")
     return path
 
 
