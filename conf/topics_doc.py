@@ -97,7 +97,7 @@ _TOPICS = (
         record=Verdict,
         about="Verdicts on interactions; the headers `src.partition` and `src.offset` have the interaction's place.",
         sends={"rate": "The judge's verdict on each interaction, and the users' own."},
-        receives={"writeback": "Remember what was judged good. The router's training reads them too."},
+        receives={"writeback": "Remember what was judged good.", "learn": "Train the router."},
     ),
     _Topic(
         name=at.WRITEBACKS,

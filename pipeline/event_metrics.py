@@ -1,8 +1,8 @@
 """``GET /metrics``: how events leave the answer path, in Prometheus' text format 0.0.4.
 
 The numbers are those of the process that answers; ``ruvllm_spool_events`` and ``ruvllm_spool_bytes`` are of the spool
-file, which the processes of a machine share, and ``ruvllm_lag_events`` of the event log, which all share. No label
-names a tenant or a session.
+file, which the processes of a machine share, and ``ruvllm_lag_events`` of the embedded event log. No label names a
+tenant or a session.
 """
 
 from __future__ import annotations
@@ -70,8 +70,12 @@ def of_spool(emitter: Emitter) -> list[Row]:
 
 
 def of_log(log: EventLog) -> list[Row]:
-    """What waits for each group of readers. Blocks. Nothing while the log is away: each question would wait for it."""
-    if isinstance(log, SpoolingLog) and log.away:
+    """What waits for each group of readers in the embedded log. Blocks.
+
+    Nothing of a Kafka cluster: a frozen broker would hold up every scrape; ``ruvllm topics list`` and the cluster's own
+    metrics tell it.
+    """
+    if isinstance(log, SpoolingLog):
         return []
     rows: list[Row] = []
     with contextlib.suppress(RuvError):

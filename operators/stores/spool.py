@@ -79,11 +79,6 @@ class SpoolingLog:
         self._lock_file: IO[bytes] | None = None
         self._drainer: threading.Thread | None = None
 
-    @property
-    def away(self) -> bool:
-        """Whether the log took nothing when it was last asked."""
-        return self._failing
-
     def open(self) -> None:
         """Open the file and the log, and begin to drain what an earlier process left."""
         if self._drainer is not None:
