@@ -153,7 +153,7 @@ def main() -> None:
     sides: dict[str, Any] = {"ours": Ours(turns)}
     try:
         continual_peer.find()
-        # Not one for every batch: its buffer gets a part for each experience, and every step takes longer than the last.
+        # Not one for every batch: its buffer gets a part for each experience, and steps take longer and longer.
         sides["avalanche, 256 an experience"] = Theirs(turns, ROUND)
     except ModuleNotFoundError as missing:
         print(f"{missing}: only our own figures")
