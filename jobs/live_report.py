@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 
+from jobs import judge_metrics
 from operators.records import record
 
 ROUNDS = 5000
@@ -90,11 +91,8 @@ def auc(scores: Array, truth: npt.NDArray[np.bool_]) -> float | None:
 
     The area under the ROC curve (Hanley & McNeil 1982). Both [n].
     """
-    good, bad = scores[truth], scores[~truth]
-    if not len(good) or not len(bad):
-        return None
-    above = good[:, None] - bad[None, :]
-    return float(((above > 0) + 0.5 * (above == 0)).mean())
+    area = judge_metrics.auc(scores, truth.astype(np.float64))
+    return None if np.isnan(area) else area
 
 
 def verdicts(scores: Array, truth: npt.NDArray[np.bool_], tiers: Sequence[str], good: float) -> Report:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +14,7 @@ from rich.progress import Progress
 from conf.load import load
 from operators.errors import Reject
 from pipeline.options import AsJson, Profile, Sets
+from pipeline.run_job import run_job
 
 evaluate_app = typer.Typer(help="Measure a part of the system on your own data.", no_args_is_help=True)
 
@@ -65,9 +64,7 @@ def evaluate_continual(
 
     Works on its own data; yours is not touched, and no service need run.
     """
-    words = [sys.executable, "-m", "jobs.evaluate_continual", "--seeds", str(seeds), *["--quick"] * quick]
-    words += [] if json_ is None else ["--json", json_]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    run_job("evaluate_continual", ["--seeds", str(seeds), *["--quick"] * quick], {"--json": json_})
 
 
 @evaluate_app.command("judge")
@@ -83,11 +80,8 @@ def evaluate_judge(
 
     Takes a quarter of an hour on a free core. Works on made-up facts; no service need run.
     """
-    words = [sys.executable, "-m", "jobs.evaluate_judge", "--facts", str(facts), "--attacks", str(attacks)]
-    for name, value in (("--json", json_), ("--fit", fit), ("--profile", profile)):
-        words += [name, str(value)] if value is not None else []
-    words += [word for item in set_ or [] for word in ("--set", item)]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    words = ["--facts", str(facts), "--attacks", str(attacks)]
+    run_job("evaluate_judge", words, {"--json": json_, "--fit": fit}, profile, set_)
 
 
 @evaluate_app.command("router")
@@ -107,12 +101,9 @@ def evaluate_router(
 
     Beside simpler ways to choose. Of two tiers, columns weak_correct and strong_correct will do.
     """
-    words = [sys.executable, "-m", "jobs.evaluate_router", "--outcomes", str(outcomes), *["--by-domain"] * by_domain]
+    words = ["--outcomes", str(outcomes), *["--by-domain"] * by_domain]
     words += ["--train-fraction", str(train_fraction), "--seeds", str(seeds)]
-    for name, value in (("--test", test), ("--json", json_), ("--profile", profile)):
-        words += [name, str(value)] if value is not None else []
-    words += [word for item in set_ or [] for word in ("--set", item)]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    run_job("evaluate_router", words, {"--test": test, "--json": json_}, profile, set_)
 
 
 @evaluate_app.command("live")
@@ -136,12 +127,9 @@ def evaluate_live(
 
     Questions with known answers, some from the memory; beside always one tier. Takes some seconds a question.
     """
-    words = [sys.executable, "-m", "jobs.evaluate_live", "--questions", str(questions), "--seed", str(seed)]
-    words += ["--feedback", feedback, "--patience", str(patience), *["--force"] * force]
-    for name, value in (("--fresh", fresh), ("--json", json_), ("--data-dir", data_dir), ("--profile", profile)):
-        words += [name, str(value)] if value is not None else []
-    words += [word for item in set_ or [] for word in ("--set", item)]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    words = ["--questions", str(questions), "--seed", str(seed), "--feedback", feedback]
+    words += ["--patience", str(patience), *["--force"] * force]
+    run_job("evaluate_live", words, {"--fresh": fresh, "--json": json_, "--data-dir": data_dir}, profile, set_)
 
 
 def table(report: dict[str, Any]) -> str:

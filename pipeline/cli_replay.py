@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.options import AsJson, Profile, Sets
+from pipeline.run_job import run_job
 
 replay_app = typer.Typer(
     help="Read a window of the log again: judge it anew, train a router on it, estimate what one is worth.",
@@ -104,9 +103,6 @@ def _run(
     as_json: bool,
     *rest: str,
 ) -> None:
-    words = [sys.executable, "-m", "jobs.replay", step, str(archive), *["--json"] * as_json, *rest]
-    for name, value in (("--from", begin), ("--to", end), ("--tenant", tenant), ("--like", like)):
-        words += [f"{name}={value}"] if value else []
-    words += ["--profile", profile] if profile else []
-    words += [word for item in sets or [] for word in ("--set", item)]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    words = [step, str(archive), *["--json"] * as_json, *rest]
+    window = {"--from": begin or None, "--to": end or None, "--tenant": tenant or None, "--like": like}
+    run_job("replay", words, window, profile, sets)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from pipeline.options import AsJson, Profile, Sets
+from pipeline.run_job import run_job
 
 train_app = typer.Typer(help="Train a part of the system.", no_args_is_help=True)
 
@@ -25,9 +24,5 @@ def train_attention(
     as_json: AsJson = False,
 ) -> None:
     """Train the ranking of passages. It is used only if it beats the untrained one on queries held out."""
-    words = [sys.executable, "-m", "jobs.train_attention", "--out", str(out)]
-    for name, value in (("--corpus", corpus), ("--queries", queries), ("--profile", profile)):
-        words += [name, str(value)] if value is not None else []
-    words += [word for item in set_ or [] for word in ("--set", item)]
-    words += [*["--events"] * events, *["--json"] * as_json]
-    raise typer.Exit(subprocess.run(words, check=False).returncode)  # noqa: S603 - our own module, no shell
+    words = ["--out", str(out), *["--events"] * events, *["--json"] * as_json]
+    run_job("train_attention", words, {"--corpus": corpus, "--queries": queries}, profile, set_)
