@@ -7,7 +7,7 @@ PIP    := $(BIN)/pip --disable-pip-version-check
 export OMP_NUM_THREADS ?= 1
 export RAY_USAGE_STATS_ENABLED ?= 0
 
-.PHONY: help serve install install-dev peers check format lint types contracts test soak faults test-s3 bench docs lock clean
+.PHONY: help serve install install-dev peers check format lint types contracts test soak faults test-s3 executorch test-executorch test-vllm bench docs lock clean
 
 help:
 	@echo "make serve    set up and start the service on the local profile (http://127.0.0.1:8000)"
@@ -15,6 +15,9 @@ help:
 	@echo "make check    format, lint, types, import contracts, tests"
 	@echo "make faults   kills, full disks, wrong clocks, at every step and in large numbers (half an hour)"
 	@echo "make test-s3  the vector store on S3-compatible storage, against a local server"
+	@echo "make executorch       what ruvllm export executorch and the executorch engine need"
+	@echo "make test-executorch  exports and runs networks and a tiny language model (4 minutes)"
+	@echo "make test-vllm        the vLLM engine on the CPU, in an environment of its own (3.5 GB; 20 minutes at first)"
 	@echo "make soak     100,000 random operations by several tenants (an hour or more)"
 	@echo "make peers    what benchmarks and evaluate continual compare with, into build/peers"
 	@echo "make bench    benchmarks (on a quiet machine); writes build/bench/*.json"
@@ -54,6 +57,14 @@ $(VENV)/.installed-bench: requirements/bench.lock requirements/models.lock pypro
 	$(call install_lock,requirements/bench.lock)
 	@touch $@ $(VENV)/.installed-dev $(VENV)/.installed
 
+# What exports networks for ExecuTorch, and runs them. In the same environment, beside the torch that is there: its lock
+# is the part of bench.lock that executorch needs and dev.lock lacks.
+executorch: install-dev $(VENV)/.installed-executorch
+
+$(VENV)/.installed-executorch: requirements/executorch.lock
+	$(PIP) install --progress-bar off --no-deps --require-hashes -r requirements/executorch.lock
+	@touch $@
+
 check: install-dev lint types contracts test
 
 format: install-dev
@@ -70,20 +81,38 @@ types: install-dev
 contracts: install-dev
 	$(BIN)/lint-imports --no-cache
 
+# Two files at a time: most tests wait as much as they compute.
 test: install-dev
-	$(BIN)/pytest
+	$(BIN)/pytest -n 2 --dist loadfile
 
 soak: install-dev
 	RUVLLM_TEST_SOAK=100000 $(BIN)/pytest tests/operators/stores/test_tenants.py
 
 faults: install-dev
-	RUVLLM_TEST_FAULTS=all $(BIN)/pytest tests/faults tests/jobs/test_learn_workers.py tests/jobs/test_replay_job.py \
+	RUVLLM_TEST_FAULTS=all $(BIN)/pytest tests/faults tests/operators/engines/test_process.py tests/jobs/test_learn_workers.py tests/jobs/test_replay_job.py \
 	  tests/jobs/test_evaluate_live.py
 
 # The server has an environment of its own: its dependencies are none of ours.
 test-s3: install-dev
 	$(PYTHON) -m venv build/s3 && build/s3/bin/pip install -q --require-hashes -r requirements/s3.lock
 	RUVLLM_TEST_S3=$(CURDIR)/build/s3/bin/moto_server $(BIN)/pytest tests/operators/stores/test_s3.py
+
+test-executorch: executorch
+	RUVLLM_TEST_EXECUTORCH=1 $(BIN)/pytest tests/operators/engines/test_executorch_llm.py \
+	  tests/operators/engines/test_executorch_files.py tests/jobs/test_export_executorch.py
+
+# vLLM pins its own torch. The vision and audio packages it names don't load beside a torch for the CPU, and it needs none
+# of them for text, so its lock is without them.
+test-vllm: install-dev build/vllm/.installed
+	RUVLLM_TEST_VLLM=$(CURDIR)/build/vllm/bin/python $(BIN)/pytest tests/operators/engines/test_vllm_real.py \
+	  tests/operators/engines/test_vllm_faults.py
+
+build/vllm/.installed: requirements/vllm.lock
+	rm -rf build/vllm
+	$(PYTHON) -m venv build/vllm
+	build/vllm/bin/pip install --progress-bar off torch==2.13.0
+	build/vllm/bin/pip install --progress-bar off --no-deps --require-hashes -r requirements/vllm.lock
+	@touch $@
 
 # In a directory of their own: the benchmarks look there last, so nothing of the environment changes.
 peers: build/peers/.installed
@@ -109,6 +138,9 @@ lock:
 	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
 	for set in s3 peers; do build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/$$set.lock requirements/$$set.in; done
+	build/lock/bin/pip-compile -q --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url \
+	  --no-emit-find-links --no-emit-trusted-host $(foreach name,torch torchvision torchaudio torchcodec,--unsafe-package $(name)) \
+	  -o requirements/vllm.lock requirements/vllm.in && sed -i '/^# The following packages are/,$$d' requirements/vllm.lock
 
 clean:
 	rm -rf build .pytest_cache .mypy_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypeVar
 from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_validator
 
 from conf.counterfactual import Counterfactual
+from conf.export import Export
 from conf.learn import Learn
 from conf.promotion import Promotion
 from conf.replay import Replay
@@ -22,6 +23,7 @@ from operators.attend import Attend
 from operators.base import Knobs
 from operators.documents import DocumentsConfig
 from operators.embed import Embed
+from operators.engines.pool_config import PoolConfig
 from operators.errors import Reject
 from operators.expand import Expand
 from operators.generate import Generate
@@ -187,6 +189,9 @@ class Settings(Knobs):
     """Where the graph runs: in this one process without Ray, or on Ray Serve."""
     plan: Literal["fused", "per_stage"] = "fused"
     """With ``serve``: neighbouring stages share a process, or every stage is its own deployment (for comparison)."""
+    generators: Literal["shared", "per_tier"] = "shared"
+    """With ``serve``: one deployment has the models of all tiers within one budget of memory, as on one machine, or
+    every tier is a deployment of its own, which the cluster places where there is room."""
     http: Http = Http()
     """The HTTP ingress."""
     ray: RayCluster = RayCluster()
@@ -209,6 +214,8 @@ class Settings(Knobs):
     """Stage ``attend``."""
     generate: Generate.Config = Generate.Config()
     """Stage ``generate``."""
+    pool: PoolConfig = PoolConfig()
+    """Which tiers' models are loaded."""
     judge: Judge.Config = Judge.Config()
     """Stage ``judge``."""
     judge_job: JudgeJob = JudgeJob()
@@ -217,6 +224,8 @@ class Settings(Knobs):
     """What the job does while nobody asks."""
     train_attention: TrainAttention = TrainAttention()
     """Training of the ranking in ``attend``."""
+    export: Export = Export()
+    """Export to ExecuTorch."""
     learn: Learn = Learn()
     """The learner's job."""
     promotion: Promotion = Promotion()

@@ -24,6 +24,7 @@ from operators.extract import Words, best_sentences
 from operators.networks import attention
 from operators.ranking import attention_scores, similarity_scores
 from operators.records import Context, Embedded, Neighbourhood, Passage, Query, Route, record
+from operators.tiers import ModelFile
 
 Ranking = Literal["attention", "similarity"]
 _log = logging.getLogger("ruvllm.attend")
@@ -52,6 +53,9 @@ class Attend(Operator[AttendInput, Context]):
         """What orders the nodes; ``auto`` takes attention if ``checkpoint`` names trained weights, else similarity."""
         checkpoint: str = ""
         """Path of the attention network's safetensors file; empty if there is none yet."""
+        pte: ModelFile | None = None
+        """The network of ``checkpoint`` as ``ruvllm export executorch`` made it, for ExecuTorch to run in numpy's
+        place."""
         hop_decay: float = Field(default=0.8, gt=0, le=1)
         """What a neighbour's score is multiplied with for each hop away from the hits."""
         min_score: float = Field(default=0.3, ge=0, le=1)
@@ -90,19 +94,24 @@ class Attend(Operator[AttendInput, Context]):
         """Longest summary in characters; 0 makes none."""
 
         def unlimited(self, passages: int, nodes: int) -> Attend.Config:
-            """The same ranking of up to ``nodes`` nodes without its limits: ``passages`` of them, equal texts once."""
+            """The same ranking of up to ``nodes`` nodes without its limits, in numpy: ``passages`` of them, equal texts
+            once."""
             none = {"min_score": 0.0, "min_similarity": -1.0, "min_relative": 0.0, "min_relative_attention": 0.0}
             size = {"max_passages": passages, "max_candidates": nodes, "summary_chars": 0}
-            return self.model_copy(update={**none, **size, "max_jaccard": 1.0})
+            return self.model_copy(update={**none, **size, "max_jaccard": 1.0, "pte": None})
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, cache_dir: Path | None = None) -> None:
         super().__init__()
         self.config = config
         self.weights: attention.AttentionWeights | None = None
+        self._network = attention.attend
+        self._cache_dir = cache_dir
 
     async def start(self) -> None:
         """Load the network if the knobs ask for it. Raises ``Stop``: it is missing, broken, or untrained but wanted."""
         config = self.config
+        if config.pte is not None and not config.checkpoint:
+            raise Stop(self.name, "a pte without the checkpoint it was made from", "set attend.checkpoint, or no pte")
         if config.ranking == "similarity" or (config.ranking == "auto" and not config.checkpoint):
             return
         if not config.checkpoint:
@@ -114,6 +123,12 @@ class Attend(Operator[AttendInput, Context]):
         if not weights.trained:
             _log.warning("attend: %s did not beat the untrained ranking; ranking by similarity", config.checkpoint)
         self.weights = weights if weights.trained else None
+        if config.pte is not None and weights.trained:
+            from operators.engines.executorch_networks import AttentionProgram
+
+            if self._cache_dir is None:
+                raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")
+            self._network = AttentionProgram(config.pte, self._cache_dir, weights).attend
 
     async def close(self) -> None:
         """Forget the weights."""
@@ -136,7 +151,7 @@ class Attend(Operator[AttendInput, Context]):
             if self.weights.encoder not in ("", item.embedded.encoder):
                 got = f"weights for vectors of {self.weights.encoder}, vectors of {item.embedded.encoder}"
                 raise Stop(self.name, got, "train anew for this encoder, or set ranking: similarity")
-            scores = weights = attention_scores(self.weights, item.embedded.vector, near)
+            scores = weights = attention_scores(self.weights, item.embedded.vector, near, self._network)
             share = self.config.min_relative_attention
         if not np.isfinite(scores).all():
             bad = near.node_ids[int(np.flatnonzero(~np.isfinite(scores))[0])]

@@ -28,8 +28,9 @@ class Embed(Operator[Query, Embedded]):
         """The encoder's weights."""
         tokenizer: ModelFile | None = None
         """``tokenizer.json`` of the encoder; a GGUF carries its own."""
-        backend: Literal["onnx", "gguf"] = "onnx"
-        """What runs the encoder: ``onnx`` (a BERT such as MiniLM) or ``gguf`` (llama.cpp, e.g. LFM2.5-Embedding)."""
+        backend: Literal["onnx", "gguf", "executorch"] = "onnx"
+        """What runs the encoder: ``onnx`` (a BERT such as MiniLM), ``gguf`` (llama.cpp, e.g. LFM2.5-Embedding) or
+        ``executorch`` (a program that ``ruvllm export executorch`` made)."""
         pooling: Literal["mean", "cls"] = "mean"
         """How token vectors become one: the mean over the text's tokens, or the first token's vector."""
         query_prefix: str = ""
@@ -80,12 +81,16 @@ class Embed(Operator[Query, Embedded]):
             from operators.engines.gguf_encoder import GgufEncoder
 
             return GgufEncoder(c.model, **common)
-        from operators.engines.onnx_encoder import OnnxEncoder
-
         if c.tokenizer is None:
             raise Stop(
                 "embed", f"backend {c.backend} with no tokenizer", "set embed.tokenizer to the model's tokenizer.json"
             )
+        if c.backend == "executorch":
+            from operators.engines.executorch_encoder import ExecutorchEncoder
+
+            return ExecutorchEncoder(c.model, c.tokenizer, max_batch=c.max_batch, **common)
+        from operators.engines.onnx_encoder import OnnxEncoder
+
         return OnnxEncoder(c.model, c.tokenizer, max_batch=c.max_batch, **common)
 
     @property

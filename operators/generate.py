@@ -1,8 +1,12 @@
-"""generate: the answer, from the engine of the routed tier or, if that fails before its first word, from another."""
+"""generate: the answer, from the engine of the routed tier or, if that fails before its first word, from another.
+
+Which models are loaded is the pool's: a tier that isn't is loaded when a request asks for it.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
@@ -13,7 +17,10 @@ from pydantic import Field
 
 from operators.base import Knobs, Operator
 from operators.engines.make import make_engine
+from operators.engines.pool import Pool
+from operators.engines.pool_config import PoolConfig
 from operators.engines.ports import Engine, Generated, Generation
+from operators.engines.sizing import expected
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.prompts import Prompt, fit, template
 from operators.records import Answer, Context, Piece, Query, Route, record
@@ -29,8 +36,9 @@ class GenerateInput:
     context: Context
 
 
+_log = logging.getLogger("ruvllm.generate")
 Progress = Callable[[str, str], None]
-"""Called while loading with (tier, state): ``loading``, ``ready``, or ``unavailable: …`` with the reason."""
+"""Called with (tier, state) as the pool says it: ``loading``, ``ready``, or ``unavailable: …`` with the reason."""
 
 
 class Generate(Operator[GenerateInput, Answer]):
@@ -46,55 +54,72 @@ class Generate(Operator[GenerateInput, Answer]):
 
         max_tokens: int = Field(256, ge=1)
         """Completion tokens of an answer when the caller doesn't say; never more than half of the tier's window."""
+        max_waiting: int = Field(16, ge=0)
+        """Requests that may wait for a tier whose engine is full; further ones go to another loaded tier, the smaller
+        first, and are told to come back (429) when those are full, too."""
+        states_bytes: int = Field(512 * 1024 * 1024, ge=0)
+        """Disk that each tier may use to keep the states of sessions that lost their place in the engine, so that their
+        next turn need not compute the whole conversation again; 0 keeps none. They are removed with the engine."""
 
     def __init__(
-        self, config: Config, tiers: Sequence[Tier], cache_dir: Path, on_progress: Progress = lambda tier, state: None
+        self,
+        config: Config,
+        tiers: Sequence[Tier],
+        cache_dir: Path,
+        on_progress: Progress = lambda tier, state: None,
+        pool: PoolConfig | None = None,
     ) -> None:
         super().__init__()
         self.config = config
         self.tiers = {tier.name: tier for tier in sorted(tiers, key=lambda tier: tier.slot)}
         self.cache_dir = cache_dir
-        self.engines: dict[str, Engine] = {}
-        """The loaded engines by tier."""
-        self.failures: dict[str, str] = {}
-        """Why the other tiers could not be loaded."""
+        self.pool = Pool(pool or PoolConfig(), tiers, self._make, self._expected, on_progress=on_progress)
         self.fallbacks = 0
         """Answers that came from another tier than the routed one."""
-        self._on_progress = on_progress
+        self._asked = dict.fromkeys(self.tiers, 0)
+        self._tending: asyncio.Task[None] | None = None
+
+    def _make(self, tier: Tier) -> Engine:
+        return make_engine(
+            tier.engine,
+            tier.model,
+            self.cache_dir,
+            context_tokens=tier.context_tokens,
+            parallel=tier.parallel,
+            threads=tier.threads,
+            states_bytes=self.config.states_bytes,
+            tokenizer=tier.tokenizer,
+            vllm=tier.vllm,
+        )
+
+    async def _expected(self, tier: Tier) -> int:
+        return await expected(tier, self.cache_dir)
 
     async def start(self) -> None:
-        """Load the tiers one after another, the smallest first."""
+        """Load the tiers that are to be there from the start, one after another, the smallest first."""
         for tier in self.tiers.values():
             template(tier.template)  # a wrong name is a wrong profile, not a missing model
-        for name, tier in self.tiers.items():
-            self._on_progress(name, "loading")
-            engine = make_engine(
-                tier.engine,
-                tier.model,
-                self.cache_dir,
-                context_tokens=tier.context_tokens,
-                parallel=tier.parallel,
-                threads=tier.threads,
-            )
+        await self.pool.start()
+        if not any(self.pool.available().values()):
+            reasons = {status.tier: status.reason for status in self.pool.status()}
+            raise Stop("generate", f"no tier could be loaded: {reasons}", "mend one of these models")
+        self._tending = asyncio.create_task(self._tend())
+
+    async def _tend(self) -> None:
+        while True:
+            await asyncio.sleep(self.pool.config.tend_s)
             try:
-                await engine.start()
-            except Stop as e:
-                await engine.close()
-                self.failures[name] = str(e)
-                self._on_progress(name, f"unavailable: {e}")
-            else:
-                self.engines[name] = engine
-                self._on_progress(name, "ready")
-        if not self.engines:
-            raise Stop("generate", f"no tier could be loaded: {self.failures}", "mend one of these models")
+                await self.pool.tend()
+            except Exception:  # the next round may do better, and nobody else looks after the pool
+                _log.exception("the pool of models: a round of upkeep failed")
 
     def available(self) -> dict[str, bool]:
         """Tier → whether it can serve, smallest first."""
-        return {name: name in self.engines for name in self.tiers}
+        return self.pool.available()
 
     def queues(self) -> dict[str, int]:
         """Tier → requests waiting or running."""
-        return {name: self.engines[name].queue() if name in self.engines else 0 for name in self.tiers}
+        return self.pool.queues()
 
     async def run(self, batch: Sequence[GenerateInput]) -> list[Answer]:
         """All answers of the batch, generated side by side."""
@@ -130,8 +155,17 @@ class Generate(Operator[GenerateInput, Answer]):
             self.count(1, time.perf_counter() - began, error)
 
     async def _pieces(self, one: GenerateInput) -> AsyncGenerator[Piece, None]:
+        """From the routed tier, or from another loaded one, the smaller first, if it fails or is full."""
+        routed = one.route.tier
+        if routed not in self.tiers:
+            raise Stop("generate", f"route to tier {routed!r}", f"route among the profile's tiers {list(self.tiers)}")
         failed: RuvError | None = None
-        for name in self._order(one.route.tier):
+        for name in (routed, *self.pool.fallback(routed)):
+            if self._asked[name] >= self.tiers[name].parallel + self.config.max_waiting:
+                got = f"{self._asked[name]} requests run in tier {name} or wait for it"
+                failed = failed or Retry("generate", got, "come back in a second", 1.0, 429)
+                continue
+            self._asked[name] += 1
             begun = False
             try:
                 async with aclosing(self._answer(name, one)) as pieces:
@@ -144,23 +178,28 @@ class Generate(Operator[GenerateInput, Answer]):
                     raise
                 failed = e  # it may fit the window of another tier
             except Exception as e:
-                failed = Retry(f"generate: tier {name}", f"{type(e).__name__}: {e}", "try again")
+                when = (e.retry_after_s, e.status) if isinstance(e, Retry) else ()
+                failed = Retry(f"generate: tier {name}", f"{type(e).__name__}: {e}", "try again", *when)
+                await self.pool.probe(name)  # an engine that died is not left to the next request
                 if begun:
                     raise failed from e
+            finally:
+                self._asked[name] -= 1
         raise failed or Retry("generate", "no tier is available", "try again when a model is loaded")
-
-    def _order(self, routed: str) -> list[str]:
-        """The tiers to try: the routed one, then smaller ones from the nearest on, then larger ones."""
-        if routed not in self.tiers:
-            raise Stop("generate", f"route to tier {routed!r}", f"route among the profile's tiers {list(self.tiers)}")
-        slot = self.tiers[routed].slot
-        return sorted(self.engines, key=lambda n: (self.tiers[n].slot > slot, abs(self.tiers[n].slot - slot)))
 
     async def _answer(self, name: str, one: GenerateInput) -> AsyncGenerator[Piece, None]:
         """Pieces from one tier. White space around the answer is held back: neither pieces nor text have it."""
-        engine, sampling = self.engines[name], one.query.sampling
-        most = sampling.max_tokens or min(self.config.max_tokens, engine.context_tokens // 2)
-        prompt = self._prompt(name, one, most)
+        async with self.pool.lease(name) as engine:
+            # Words to tokens costs a round trip to the engine's process, or many.
+            prompt, most = await asyncio.to_thread(self._prompt, name, engine, one)
+            async with aclosing(self._generate(name, engine, prompt, most, one)) as pieces:
+                async for piece in pieces:
+                    yield piece
+
+    async def _generate(
+        self, name: str, engine: Engine, prompt: Prompt, most: int, one: GenerateInput
+    ) -> AsyncGenerator[Piece, None]:
+        sampling = one.query.sampling
         request = Generation(
             prompt=prompt.tokens,
             max_tokens=most,
@@ -168,6 +207,8 @@ class Generate(Operator[GenerateInput, Answer]):
             top_p=one.route.top_p if sampling.top_p is None else sampling.top_p,
             stop=prompt.stop + sampling.stop,
             seed=sampling.seed,
+            scope=one.query.tenant,
+            session=one.query.session,
         )
         began, first, text, space = time.perf_counter(), 0.0, "", ""
         last: Generated | None = None
@@ -182,7 +223,7 @@ class Generate(Operator[GenerateInput, Answer]):
                     yield Piece(text=visible)
         if last is None or last.finish_reason is None:
             raise Retry(f"engine {engine.model}", "the stream ended without a finish_reason", "try again")
-        degraded = one.context.degraded
+        degraded = one.context.degraded + tuple(f"unsupported:{option}" for option in last.unsupported)
         if prompt.turns_dropped:
             degraded += (f"turns:-{prompt.turns_dropped}",)
         if name != one.route.tier:
@@ -204,24 +245,27 @@ class Generate(Operator[GenerateInput, Answer]):
         )
         yield Piece(text="", answer=answer)
 
-    def _prompt(self, name: str, one: GenerateInput, most: int) -> Prompt:
-        """The prompt in the route's context size, and with ``most`` tokens of answer in the engine's window."""
-        engine, tier = self.engines[name], self.tiers[name]
+    def _prompt(self, name: str, engine: Engine, one: GenerateInput) -> tuple[Prompt, int]:
+        """The prompt in the route's context size and, with the answer, in the window; and the most tokens to answer."""
+        tier = self.tiers[name]
+        most = one.query.sampling.max_tokens or min(self.config.max_tokens, engine.context_tokens // 2)
         if most >= engine.context_tokens:
             got = f"max_tokens {most} fills the window of tier {name}, {engine.context_tokens} tokens"
             raise Reject("generate", got, "ask for fewer tokens", 400, "max_tokens", "context_length_exceeded")
         room = engine.context_tokens - most
-        return fit(template(tier.template), engine, one.query, one.context.passages, one.route.context_tokens, room)
+        layout = template(tier.template)
+        return fit(layout, engine, one.query, one.context.passages, one.route.context_tokens, room), most
 
     async def check(self) -> None:
-        """Every engine that was loaded takes work. Raises ``Stop`` when there is none."""
-        if not self.engines:
+        """The pool runs, and a tier can serve. Raises ``Stop`` when it doesn't, ``Retry`` when none can now."""
+        if self._tending is None:
             raise Stop("generate", "no engine", "await start() first")
-        for engine in self.engines.values():
-            await engine.check()
+        if not any(self.pool.available().values()):
+            reasons = {status.tier: status.reason for status in self.pool.status()}
+            raise Retry("generate", f"no tier can serve: {reasons}", "mend one of these models")
 
-    async def close(self) -> None:
-        """Stop what runs and free the models."""
-        for engine in self.engines.values():
-            await engine.close()
-        self.engines = {}
+    async def close(self, grace_s: float = 0.0) -> None:
+        """Stop what still runs after ``grace_s`` and free the models."""
+        if self._tending is not None:
+            self._tending.cancel()
+        await self.pool.drain(grace_s)

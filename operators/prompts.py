@@ -8,6 +8,7 @@ gets an order remembered once would give it to every reader.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -81,8 +82,13 @@ def question_answer(c: Conversation) -> list[Part]:
 
 
 def chatml(c: Conversation) -> list[Part]:
-    """ChatML (SmolLM2, LFM2): passages and question together in the last user message."""
-    default = "Answer the question using the context. Be short." if c.passages else "Answer the question. Be short."
+    """ChatML (SmolLM2, LFM2): passages and question together in the last user message.
+
+    What a conversation has said so far stands before what is new, and its first line stays the same whether passages
+    are found or not: so the engine goes on from the state it has of the last turn.
+    """
+    asked = c.passages or c.history
+    default = "Answer the question using the context. Be short." if asked else "Answer the question. Be short."
     parts = _turn("system", c.system or default)
     for message in c.history:
         parts += _turn(message.role, message.content)
@@ -136,11 +142,15 @@ def fit(layout: Template, engine: Tokens, query: Query, passages: Sequence[Passa
     history = tuple(m for m in query.messages[:last] if m.role != "system")
     turns = sorted({0, *(i for i, m in enumerate(history) if m.role == "user")}) if history else []
 
+    # The same parts come again and again while what fits is looked for; each costs a word with the engine's process.
+    words = functools.lru_cache(maxsize=None)(lambda part: tuple(engine.tokenize(part.text, special=part.control)))
+    begin = engine.bos()
+
     def tokens(forgotten: int, kept: int) -> tuple[int, ...]:
         start = [*turns, len(history)][forgotten]
         texts = tuple(shown(p) for p in passages[:kept])
         parts = layout.render(Conversation(system, history[start:], texts, query.text))
-        return engine.bos() + tuple(t for part in parts for t in engine.tokenize(part.text, special=part.control))
+        return begin + tuple(token for part in parts for token in words(part))
 
     # Shorter with every passage and every turn that goes, so the number that fits is found by halving.
     limit = min(wanted, most)

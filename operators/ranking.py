@@ -13,6 +13,8 @@ By attention the score is the mean weight over layers and heads (``networks.atte
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -37,14 +39,20 @@ def similarity_scores(near: Neighbourhood, hop_decay: float) -> npt.NDArray[np.f
 
 
 def attention_scores(
-    weights: attention.AttentionWeights, vector: npt.NDArray[np.floating], near: Neighbourhood
+    weights: attention.AttentionWeights,
+    vector: npt.NDArray[np.floating],
+    near: Neighbourhood,
+    network: Callable[..., attention.Floats] = attention.attend,
 ) -> npt.NDArray[np.floating]:
-    """Attention averaged over layers and heads: float[n], sums to 1. Raises ``Stop`` if the vectors' sizes differ."""
+    """Attention averaged over layers and heads: float[n], sums to 1. Raises ``Stop`` if the vectors' sizes differ.
+
+    ``network`` is what runs the weights, with the arguments and the result of ``attention.attend``.
+    """
     if not vector.shape[0] == near.vectors.shape[1] == weights.dim:
         got = f"query vector {vector.shape}, nodes {near.vectors.shape}, checkpoint size {weights.dim}"
         raise Stop("attend", got, "use a checkpoint trained for this encoder, or set ranking: similarity")
     relation, weight = edge_features(near)
-    return np.asarray(attention.attend(weights, vector, near.vectors, relation, weight, near.hop).mean(axis=(0, 1)))
+    return np.asarray(network(weights, vector, near.vectors, relation, weight, near.hop).mean(axis=(0, 1)))
 
 
 def edge_features(near: Neighbourhood) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:

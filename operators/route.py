@@ -13,7 +13,8 @@ from __future__ import annotations
 import difflib
 import math
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
@@ -34,7 +35,10 @@ from operators.records import (
     ShadowRoute,
     record,
 )
-from operators.tiers import SLOTS, Tier
+from operators.tiers import SLOTS, ModelFile, Tier
+
+if TYPE_CHECKING:
+    from operators.engines.executorch_networks import RouterProgram
 
 
 @record
@@ -73,6 +77,9 @@ class Router(Operator[RouteInput, Route]):
         checkpoint: str = ""
         """Path of a router checkpoint (safetensors) to start from; empty starts from the documented prior. What was
         promoted acts in its place."""
+        pte: ModelFile | None = None
+        """The network as ``ruvllm export executorch`` made it, for ExecuTorch to run in numpy's place. It runs the
+        weights it was made from; when others act, numpy runs them."""
         tied: bool = True
         """Whether gate and candidate of the prior share W and U; a checkpoint says by itself which form it has."""
         confidence_threshold: float = Field(default=0.35, ge=0.0, le=1.0)
@@ -96,9 +103,11 @@ class Router(Operator[RouteInput, Route]):
         explained: int = Field(default=8, ge=1)
         """How many features an explanation names."""
 
-    def __init__(self, config: Config, tiers: Sequence[Tier]) -> None:
+    def __init__(self, config: Config, tiers: Sequence[Tier], cache_dir: Path | None = None) -> None:
         super().__init__()
         self.config = config
+        self._cache_dir = cache_dir
+        self._program: RouterProgram | None = None
         self._tiers = tuple(sorted(tiers, key=lambda tier: tier.slot))
         self._by_name = {tier.name: tier for tier in self._tiers}
         taken = {tier.slot for tier in self._tiers}
@@ -111,8 +120,18 @@ class Router(Operator[RouteInput, Route]):
         self._active: Active | None = None
 
     async def start(self) -> None:
-        """Load the checkpoint, or make the prior. Raises ``Stop`` if the checkpoint is missing or unfit."""
-        self._active = Active(starting(self.config.checkpoint, tied=self.config.tied))
+        """Load the checkpoint, or make the prior. Raises ``Stop`` if the checkpoint or ``pte`` is missing or unfit."""
+        config = self.config
+        if config.pte is not None:
+            from operators.engines.executorch_networks import RouterProgram
+
+            if self._cache_dir is None:
+                raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")
+            self._program = RouterProgram(config.pte, self._cache_dir)
+        self._active = self._served(Active(starting(config.checkpoint, tied=config.tied)))
+
+    def _served(self, active: Active) -> Active:
+        return active if self._program is None else self._program.serve(active)
 
     async def run(self, batch: Sequence[RouteInput]) -> list[Route]:
         """A route for every input, in order."""
@@ -141,7 +160,7 @@ class Router(Operator[RouteInput, Route]):
         keep their hidden state: it was written by other weights, but these are its descendants and read the same 64
         numbers, while a session that lost it would route like a new one.
         """
-        old, self._active = self.active, active
+        old, self._active = self.active, self._served(active)
         return old
 
     def decide(self, item: RouteInput) -> Route:

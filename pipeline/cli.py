@@ -15,10 +15,11 @@ from conf.load import Loaded, load
 from conf.schema import Settings
 from operators.errors import Reject, RuvError
 from operators.records import Mode
-from operators.tiers import ModelFile
 from pipeline.cli_evaluate import evaluate_app
+from pipeline.cli_export import export_app
 from pipeline.cli_ingest import ingest
 from pipeline.cli_memory import memory_app
+from pipeline.cli_models import models_app
 from pipeline.cli_replay import replay_app
 from pipeline.cli_router import router_app
 from pipeline.cli_topics import topics_app
@@ -27,7 +28,6 @@ from pipeline.client import Client
 from pipeline.options import AsJson, Key, Profile, Sets, Url
 
 app = typer.Typer(no_args_is_help=True, context_settings={"help_option_names": ["--help", "-h"]})
-models_app = typer.Typer(help="The models of the profile.", no_args_is_help=True)
 config_app = typer.Typer(help="The settings of the profile.", no_args_is_help=True)
 app.add_typer(models_app, name="models")
 app.add_typer(config_app, name="config")
@@ -37,6 +37,7 @@ app.add_typer(topics_app, name="topics")
 app.add_typer(router_app, name="router")
 app.add_typer(replay_app, name="replay")
 app.add_typer(train_app, name="train")
+app.add_typer(export_app, name="export")
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -172,32 +173,6 @@ def status(profile: Profile = None, set_: Sets = None, url: Url = None, as_json:
         for part, works in health["checks"].items():
             out.print(f"  {'[green]ok[/green]  ' if works else '[red]away[/red]'} {part}")
     if health.get("status") != "ok":
-        raise typer.Exit(1)
-
-
-@models_app.command("list")
-def models_list(profile: Profile = None, set_: Sets = None, as_json: AsJson = False) -> None:
-    """The models of the profile and whether their weights are here and whole. Exit code 1 if one is not."""
-    from operators.engines.models import inspect
-
-    settings = _load(profile, set_).settings
-    embed, judge, cache = settings.embed, settings.judge_job, settings.data_dir / "cache"
-    models: list[tuple[str, str, ModelFile | None]] = [
-        *((tier.name, tier.engine, tier.model) for tier in settings.tiers),
-        ("(embed)", embed.backend, embed.model),
-        ("(tokenizer)", embed.backend, embed.tokenizer),
-        ("(judge)", judge.engine, judge.model if judge.enabled else None),
-    ]
-    rows = [{"tier": name, "engine": engine, **inspect(model, cache)} for name, engine, model in models if model]
-    if as_json:
-        _json(rows)
-    else:
-        for row in rows:  # no table: it would cut the paths
-            size = f"{row['bytes'] / 1e6:.1f} MB  " if row["bytes"] else ""
-            what = _plain(f"{row['id']}  {row['engine']}  {size}{row['licence']}")
-            out.print(f"[bold]{_plain(row['tier'])}[/bold]  {what}")
-            out.print(_plain(f"  {row['state']}  {row['path']}".rstrip()), style=None if row["path"] else "red")
-    if not all(row["path"] for row in rows):
         raise typer.Exit(1)
 
 

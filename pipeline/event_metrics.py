@@ -1,4 +1,4 @@
-"""``GET /metrics``: how events leave the answer path, in Prometheus' text format 0.0.4.
+"""``GET /metrics``: how events leave the answer path, and what others have to tell, as Prometheus' text format 0.0.4.
 
 The numbers are those of the process that answers; ``ruvllm_spool_events`` and ``ruvllm_spool_bytes`` are of the spool
 file, which the processes of a machine share, and ``ruvllm_lag_events`` of the embedded event log. No label names a
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Awaitable, Callable
 
 from fastapi import FastAPI
 from fastapi.responses import PlainTextResponse
@@ -24,14 +25,14 @@ Row = tuple[str, str, str, int]
 """Name, with its labels if it has any; type, what it counts, and its value."""
 
 
-def install(app: FastAPI, emitter: Emitter) -> None:
-    """Give ``app`` the endpoint."""
+def install(app: FastAPI, emitter: Emitter, others: Callable[[], Awaitable[list[Row]]]) -> None:
+    """Give ``app`` the endpoint. ``others`` are asked for theirs."""
 
     @app.get("/metrics", tags=["Health"], response_class=PlainTextResponse)
     async def metrics() -> PlainTextResponse:
         """How events leave the answer path, for Prometheus."""
         asked = [*(await asyncio.to_thread(of_spool, emitter)), *(await asyncio.to_thread(of_log, emitter.log))]
-        rows = [*of_emitter(emitter), *asked]
+        rows = [*of_emitter(emitter), *asked, *await others()]
         return PlainTextResponse(text(rows), media_type=CONTENT_TYPE)
 
 

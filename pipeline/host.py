@@ -20,6 +20,7 @@ from conf.schema import Settings
 from operators.attend import Attend
 from operators.base import Operator
 from operators.embed import Embed
+from operators.engines.pool_places import TierStatus
 from operators.engines.ports import Encoded
 from operators.errors import Retry, RuvError, Stop
 from operators.expand import Expand
@@ -37,6 +38,7 @@ from operators.stores.ports import Node, SearchRequest
 from pipeline.emit import Emitter
 from pipeline.graph import Chain, Step, check
 from pipeline.management import CALLS
+from pipeline.service import Action
 from pipeline.updates import Updates
 
 CHECK_S = 2.0
@@ -109,12 +111,12 @@ class Host:
             attention = bool(settings.attend.checkpoint) and settings.attend.ranking != "similarity"
             return Expand(settings.expand, self._memory or make_memory(settings), vectors=attention)
         if name == "route":
-            self._router = Router(settings.route, settings.tiers)
+            self._router = Router(settings.route, settings.tiers, cache_dir)
             return self._router
         if name == "attend":
-            return Attend(settings.attend)
+            return Attend(settings.attend, cache_dir)
         if name == "generate":
-            self._generate = Generate(settings.generate, self._tiers, cache_dir)
+            self._generate = Generate(settings.generate, self._tiers, cache_dir, pool=settings.pool)
             return self._generate
         raise Stop("host", f"no stage {name!r} on the answer path", "name one of operators.FLOW")
 
@@ -164,6 +166,16 @@ class Host:
             TierLoad(tier=tier.name, available=available.get(tier.name, False), queue=queues.get(tier.name, 0))
             for tier in self._tiers
         )
+
+    async def models(self, action: Action = "status", tier: str = "") -> tuple[TierStatus, ...]:
+        """Load or unload a tier's model, or do nothing; the tiers of this host as they are then."""
+        if self._generate is None:
+            return ()
+        if action == "load":
+            await self._generate.pool.load(tier)
+        elif action == "unload":
+            await self._generate.pool.unload(tier)
+        return self._generate.pool.status()
 
     async def encode(self, texts: Sequence[str]) -> Encoded:
         """Vectors of documents."""

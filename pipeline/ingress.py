@@ -16,7 +16,16 @@ from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
 from operators.records import Filter, Message, Query, Sampling
-from pipeline import admin_api, counterfactual_api, event_metrics, http_errors, memory_api, router_api, stream_api
+from pipeline import (
+    admin_api,
+    counterfactual_api,
+    event_metrics,
+    http_errors,
+    memory_api,
+    models_api,
+    router_api,
+    stream_api,
+)
 from pipeline import schema as api
 from pipeline.guard import Guard, Session, Tenant, admin_key
 from pipeline.limits import Admission
@@ -195,9 +204,14 @@ def create_app(service: Service) -> FastAPI:
     memory_api.install(app, service, admitted)
     admin_api.install(app, service)
     router_api.install(app, service)
+    models_api.install(app, service)
     stream_api.install(app, service, admitted, to_query)
     counterfactual_api.install(app, service, admission.quiet_s)
-    event_metrics.install(app, service.emitter)
+
+    async def of_models() -> list[event_metrics.Row]:
+        return models_api.rows(await service.backend.models())
+
+    event_metrics.install(app, service.emitter, of_models)
 
     @app.get("/", tags=["Health"])
     async def root() -> api.Root:
@@ -219,7 +233,9 @@ def create_app(service: Service) -> FastAPI:
         status: Literal["ok", "degraded", "away"] = "away"
         if serves:
             status = "ok" if all(checks.values()) else "degraded"
-        health = api.Health(status=status, checks=checks, version=version("ruvllm"))
+        models = await service.backend.models() if serves else ()
+        notes = [f"engine of tier {one.tier} is not held in by {why}" for one in models for why in one.unguarded]
+        health = api.Health(status=status, checks=checks, notes=notes, version=version("ruvllm"))
         return JSONResponse(health.model_dump(), 200 if serves else 503)
 
     return app

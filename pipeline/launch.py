@@ -94,7 +94,8 @@ def check_weights(settings: Settings) -> list[str]:
     broken = [str(error) for file in needed if (error := _problem(file, cache))]
     if broken:
         raise Stop("embed", " / ".join(broken), "the encoder is needed for everything")
-    tiers = {tier.name: _problem(tier.model, cache) for tier in settings.tiers}
+    elsewhere = {tier.name for tier in settings.tiers if tier.vllm is not None and tier.vllm.url}
+    tiers = {tier.name: "" if tier.name in elsewhere else _problem(tier.model, cache) for tier in settings.tiers}
     bad = [f"tier {name}: {error}" for name, error in tiers.items() if error]
     if len(bad) == len(tiers):
         raise Stop("generate", "no tier could be loaded: " + " / ".join(bad), "mend at least one")

@@ -344,10 +344,11 @@ class Models(Out):
 
 
 class Health(Out):
-    """``checks`` names every part and whether it works."""
+    """``checks`` names every part and whether it works, ``notes`` what does not keep it from working."""
 
     status: Literal["ok", "degraded", "away"]
     checks: dict[str, bool]
+    notes: list[str] = []
     version: str
 
 

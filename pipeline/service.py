@@ -12,9 +12,10 @@ import shutil
 import time
 import uuid
 from collections.abc import AsyncGenerator, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 from conf.schema import Settings
+from operators.engines.pool_places import TierStatus
 from operators.engines.ports import Encoded
 from operators.errors import Reject, Retry, Stop
 from operators.generate import GenerateInput
@@ -40,6 +41,8 @@ from operators.stores.ports import Node
 from pipeline.emit import Emitter
 from pipeline.graph import Step, Trail
 from pipeline.sessions import Sessions
+
+Action = Literal["status", "load", "unload"]
 
 
 class Backend(Protocol):
@@ -74,6 +77,9 @@ class Backend(Protocol):
 
     async def manage(self, call: str, *args: Any) -> Any:
         """One of ``management.CALLS``, where the memory's owner is."""
+
+    async def models(self, action: Action = "status", tier: str = "") -> tuple[TierStatus, ...]:
+        """Load or unload the model of ``tier``, or do nothing; every tier as it is then, smallest first."""
 
     async def checks(self) -> dict[str, bool]:
         """Part → does it work now."""

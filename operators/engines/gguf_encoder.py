@@ -9,7 +9,7 @@ from typing import Any, Literal
 import numpy as np
 
 from operators.engines.llama_cpp import Vocabulary, load
-from operators.engines.models import resolve
+from operators.engines.models import open_model
 from operators.engines.native import Workers, spare_threads
 from operators.engines.ports import Encoded
 from operators.errors import Reject
@@ -50,8 +50,9 @@ class GgufEncoder:
     def _load(self) -> None:
         size: dict[str, Any] = dict.fromkeys(("n_ctx", "n_batch", "n_ubatch"), self._batch_tokens)
         threads: dict[str, Any] = {"n_threads": self._threads, "n_threads_batch": self._threads}
-        path = resolve(self._file, self._cache_dir)
-        self._llama = load(self._file, path, embedding=True, pooling=self._pooling, **size, **threads)
+        with open_model(self._file, self._cache_dir) as opened:
+            self._llama = load(opened, embedding=True, pooling=self._pooling, **size, **threads)
+            opened.unchanged()
         self._llama.tokenizer_ = _Cut(self._llama.tokenizer_, self.max_tokens)
         self._vocabulary = Vocabulary(self._llama)
         self.dim = int(self._llama.n_embd())

@@ -89,10 +89,16 @@ def check(path: Path, who: str) -> Header | None:
     """
     try:
         with path.open("rb") as file:
-            is_gguf = path.suffix == ".gguf" or file.read(4) == MAGIC
-            return parse(file, who, path.name) if is_gguf else None
+            return check_open(file, who, path.name)
     except OSError as e:
         raise Stop(who, f"can't read {path}: {e}", "make the file readable for this user") from e
+
+
+def check_open(file: BinaryIO, who: str, name: str) -> Header | None:
+    """``check`` of a file that is open, called ``name``. Raises ``Stop``, and ``OSError`` if it can't be read."""
+    file.seek(0)
+    is_gguf = name.endswith(".gguf") or file.read(4) == MAGIC
+    return parse(file, who, name) if is_gguf else None
 
 
 def parse(file: BinaryIO, who: str, name: str) -> Header:

@@ -9,18 +9,16 @@ import secrets
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from operators.engines import text
-from operators.engines.models import resolve
+from operators.engines.models import OpenModel
 from operators.engines.native import Workers, spare_threads
-from operators.engines.ports import Generated, Generation
+from operators.engines.ports import Generated, Generation, TokenLogprob
 from operators.errors import Reject, Stop
-from operators.tiers import ModelFile
 
 STEP = 128
 """Prompt tokens between two looks at whether the request was cancelled."""
@@ -30,7 +28,7 @@ _lock = threading.Lock()
 _log: dict[str, Any] = {"lines": deque(maxlen=3)}
 
 
-def load(model: ModelFile, path: Path, *, pooling: str = "unspecified", **options: Any) -> Any:
+def load(model: OpenModel, *, pooling: str = "unspecified", **options: Any) -> Any:
     """A quiet ``llama_cpp.Llama``; ``pooling`` (mean, cls) is for encoders.
 
     Raises ``Stop`` when llama.cpp refuses the file or the memory isn't there.
@@ -52,10 +50,10 @@ def load(model: ModelFile, path: Path, *, pooling: str = "unspecified", **option
         _log["lines"].clear()
         try:
             pooling_type = getattr(llama_cpp, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
-            return llama_cpp.Llama(str(path), verbose=False, pooling_type=pooling_type, **options)
+            return llama_cpp.Llama(str(model.path), verbose=False, pooling_type=pooling_type, **options)
         except (ValueError, RuntimeError, OSError, AssertionError, MemoryError) as e:
             remedy = "check that the file is a GGUF this llama.cpp knows and that its context fits into memory"
-            raise Stop(f"model {model.id}", f"{path.name}: {'; '.join([str(e), *_log['lines']])}", remedy) from e
+            raise Stop(f"model {model.id}", f"{model.found.name}: {'; '.join([str(e), *_log['lines']])}", remedy) from e
 
 
 class Vocabulary:
@@ -70,9 +68,9 @@ class Vocabulary:
         self._pieces: dict[int, bytes] = {}
 
     @classmethod
-    def of(cls, model: ModelFile, path: Path) -> Vocabulary:
+    def of(cls, model: OpenModel) -> Vocabulary:
         """Only the vocabulary of a file, without its weights."""
-        return cls(load(model, path, vocab_only=True, n_ctx=8, n_batch=8))
+        return cls(load(model, vocab_only=True, n_ctx=8, n_batch=8))
 
     def tokenize(self, string: str, *, special: bool = False) -> list[int]:
         """Token ids without BOS; lone surrogates, which UTF-8 can't carry, become U+FFFD."""
@@ -120,13 +118,12 @@ class Vocabulary:
 class LlamaCpp:
     """``Engine``: one context, one thread; a request waits in line and reuses the prefix it shares with the last."""
 
-    def __init__(self, model: ModelFile, *, cache_dir: Path, context_tokens: int = 2048, threads: int = 0) -> None:
+    def __init__(self, model: OpenModel, *, context_tokens: int = 2048, threads: int = 0) -> None:
         self.model = model.id
         self.context_tokens = context_tokens
-        self.evaluated = 0
-        """Tokens sampled since the start; tests watch it to see that cancelled work ends."""
+        self._sampled = 0
+        self._scope = ""
         self._file = model
-        self._cache_dir = cache_dir
         self._threads = spare_threads(threads)
         self._workers = Workers(f"engine {model.id}", 1)
         self._llama: Any = None
@@ -139,11 +136,10 @@ class LlamaCpp:
         import llama_cpp
 
         self._cpp = llama_cpp
-        path = resolve(self._file, self._cache_dir)
         threads: dict[str, Any] = {"n_threads": self._threads, "n_threads_batch": self._threads}
-        self._llama = load(self._file, path, n_ctx=self.context_tokens, n_batch=STEP, n_ubatch=STEP, **threads)
+        self._llama = load(self._file, n_ctx=self.context_tokens, n_batch=STEP, n_ubatch=STEP, **threads)
         self._vocabulary = Vocabulary(self._llama)
-        self._bytes = path.stat().st_size + self._vocabulary.kv_bytes(self.context_tokens)
+        self._bytes = self._file.bytes + self._vocabulary.kv_bytes(self.context_tokens)
         # Recurrent state can't be cut back to an earlier token: only what goes on where the last one ended is reused.
         is_recurrent, is_hybrid = llama_cpp.llama_model_is_recurrent, llama_cpp.llama_model_is_hybrid
         self._append_only = is_recurrent(self._llama.model) or is_hybrid(self._llama.model)
@@ -163,29 +159,44 @@ class LlamaCpp:
 
     def _generate(self, request: Generation, put: Callable[[Generated], None], stopped: Callable[[], bool]) -> None:
         prompt = list(request.prompt)
+        if request.scope != self._scope:
+            self._llama.reset()  # what another scope computed is not even measurable by this one
+            self._scope = request.scope
         cached = self._prefill(prompt, stopped)
         # 2³² − 1 means "random" to llama.cpp, so a caller's seed never becomes it.
         self._llama.set_seed(secrets.randbits(31) if request.seed is None else request.seed % (2**32 - 1))
         pieces = text.Pieces(request.stop)
-        count, finish = 0, "length"
+        count, finish, likely = 0, "length", list[TokenLogprob]()
         sampling = {"temp": request.temperature, "top_p": request.top_p, "top_k": 0, "min_p": 0.0}
         for token in self._llama.generate(prompt, **sampling):
             if stopped():
                 return
-            self.evaluated += 1
+            self._sampled += 1
             count += 1
+            if request.logprobs:
+                data = self._vocabulary.piece(token).decode("utf-8", "replace")
+                likely.append(TokenLogprob(text=data, logprob=float(self._log_probabilities()[token])))
             if self._vocabulary.ends(token):
                 finish = "stop"
                 break
             if piece := pieces.feed(self._vocabulary.piece(token)):
-                put(Generated(text=piece))
+                put(Generated(text=piece, logprobs=tuple(likely)))
+                likely.clear()
             if pieces.stopped:
                 finish = "stop"
                 break
             if count == request.max_tokens:
                 break
         counts = {"prompt_tokens": len(prompt), "completion_tokens": count, "cached_tokens": cached}
-        put(Generated(text=pieces.rest(), finish_reason=finish, **counts))  # type: ignore[arg-type]
+        rest = pieces.rest()
+        put(Generated(text=rest, finish_reason=finish, logprobs=tuple(likely), **counts))  # type: ignore[arg-type]
+
+    def _log_probabilities(self) -> npt.NDArray[np.float64]:
+        """Of the next token, float64[vocabulary]; while one is yielded, those it was drawn from."""
+        pointer = self._cpp.llama_get_logits_ith(self._llama.ctx, -1)
+        logits = np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),)).astype(np.float64)
+        logits -= logits.max()
+        return np.asarray(logits - np.log(np.exp(logits).sum()), np.float64)
 
     def _prefill(self, prompt: list[int], stopped: Callable[[], bool] = lambda: False) -> int:
         """Evaluate the prompt but for its last ``STEP`` tokens, step by step, and say how many tokens were known."""
@@ -209,14 +220,18 @@ class LlamaCpp:
         first = self._vocabulary.first(choices)
 
         def work() -> npt.NDArray[np.float64]:
+            if self._scope:
+                self._llama.reset()
+                self._scope = ""
             self._prefill(list(prompt))
             next(self._llama.generate(list(prompt), temp=0.0))
-            pointer = self._cpp.llama_get_logits_ith(self._llama.ctx, -1)
-            logits = np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),)).astype(np.float64)
-            top = logits.max()
-            return np.asarray(logits[first] - top - np.log(np.exp(logits - top).sum()), np.float64)
+            return np.asarray(self._log_probabilities()[first], np.float64)
 
         return await self._workers.call(work)
+
+    def sampled(self) -> int:
+        """Tokens sampled since the start; work that was cancelled adds none."""
+        return self._sampled
 
     def queue(self) -> int:
         """Requests waiting or running now."""

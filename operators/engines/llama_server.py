@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import math
-import shutil
-import tempfile
+import os
 from collections.abc import AsyncGenerator, Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,30 +13,36 @@ import numpy as np
 import numpy.typing as npt
 
 from operators.engines import llama_cpp, text
-from operators.engines.models import resolve
+from operators.engines.models import OpenModel
 from operators.engines.native import Workers, cores, spare_threads
-from operators.engines.ports import Generated, Generation
+from operators.engines.ports import Generated, Generation, TokenLogprob
 from operators.errors import Retry, RuvError, Stop
-from operators.tiers import ModelFile
 
+DOOR = "door.sock"
+"""The server's socket in the directory of its states."""
 BATCH = 256
 """Prompt tokens in one step, and so between two looks at whether the request was cancelled."""
+
+
+LEAST = -1e4
+"""A log-probability that stands for less than a float can say: JSON has no infinity."""
 
 
 class LlamaServer:
     """``Engine``: ``parallel`` requests share every decoding step; more wait in line.
 
-    The server insists on listening somewhere. It gets a Unix socket in a private directory, which is removed once it is
-    bound: no TCP port is opened, and nobody can connect.
+    The server insists on listening somewhere. It gets a Unix socket in ``states``, a directory that only this user can
+    enter: through it the slots' states are saved, as files in there, and read back. While it loads, that is the working
+    directory, for a socket's path has at most 107 bytes.
     """
 
     def __init__(
-        self, model: ModelFile, *, cache_dir: Path, context_tokens: int = 2048, parallel: int = 2, threads: int = 0
+        self, model: OpenModel, *, states: Path, context_tokens: int = 2048, parallel: int = 2, threads: int = 0
     ) -> None:
         self.model = model.id
         self.context_tokens = context_tokens
         self._file = model
-        self._cache_dir = cache_dir
+        self._states = states
         self._parallel = parallel
         # Reading a prompt is one long multiplication, which two threads halve when a core is idle and delay by at most
         # a third when none is (measured); a step of writing is too short for that.
@@ -52,11 +57,10 @@ class LlamaServer:
     def _load(self) -> None:
         import xllamacpp
 
-        path = resolve(self._file, self._cache_dir)
         # xllamacpp shows no tokenizer; the vocabulary alone costs a few MB, and says what is wrong with a bad file.
-        self._vocabulary = llama_cpp.Vocabulary.of(self._file, path)
+        self._vocabulary = llama_cpp.Vocabulary.of(self._file)
         params = xllamacpp.CommonParams()
-        params.model.path = str(path)
+        params.model.path = str(self._file.path)
         params.n_parallel = self._parallel
         params.n_ctx = self.context_tokens * self._parallel
         params.n_batch = params.n_ubatch = BATCH
@@ -71,16 +75,15 @@ class LlamaServer:
         params.n_threads_http = 1
         params.sse_ping_interval = -1
         params.verbosity = -1
-        private = Path(tempfile.mkdtemp(prefix="ruvllm-"))
-        params.hostnames = [str(private / "s.sock")]
+        params.slot_save_path = f"{self._states}/"
+        params.hostnames = [DOOR]
+        os.chdir(self._states)
         try:
             self._server = xllamacpp.Server(params)
         except (RuntimeError, ValueError) as e:
             remedy = "check that the file is a GGUF this llama.cpp knows and that its context fits into memory"
-            raise Stop(f"model {self.model}", f"{path.name}: {e}", remedy) from e
-        finally:
-            shutil.rmtree(private)
-        self._bytes = path.stat().st_size + self._vocabulary.kv_bytes(self.context_tokens * self._parallel)
+            raise Stop(f"model {self.model}", f"{self._file.found.name}: {e}", remedy) from e
+        self._bytes = self._file.bytes + self._vocabulary.kv_bytes(self.context_tokens * self._parallel)
 
     def tokenize(self, text: str, *, special: bool = False) -> list[int]:
         """Token ids without BOS; ``special`` reads control tokens."""
@@ -90,14 +93,17 @@ class LlamaServer:
         """BOS if the model wants one."""
         return self._vocabulary.bos()
 
-    def generate(self, request: Generation) -> AsyncGenerator[Generated, None]:
-        """Stream the answer. Raises ``Reject`` if it can't fit."""
+    def generate(self, request: Generation, slot: int = -1) -> AsyncGenerator[Generated, None]:
+        """Stream the answer, computed in ``slot`` (-1: any). Raises ``Reject`` if it can't fit."""
         text.check(request, self.model, self.context_tokens)
-        return self._workers.stream(lambda put, stopped: self._generate(request, put, stopped))
+        return self._workers.stream(lambda put, stopped: self._generate(request, slot, put, stopped))
 
-    def _generate(self, request: Generation, put: Callable[[Generated], None], stopped: Callable[[], bool]) -> None:
+    def _generate(
+        self, request: Generation, slot: int, put: Callable[[Generated], None], stopped: Callable[[], bool]
+    ) -> None:
         # Stop strings are cut here: the server loses what it held back for one when max_tokens ends the answer.
         pieces, errors, ended = text.Pieces(request.stop), list[Exception](), False
+        likely: list[TokenLogprob] = []
 
         def on_chunk(chunk: dict[str, Any]) -> bool:
             """Called after every step, also while the prompt is read (``return_progress``); True ends the request."""
@@ -109,13 +115,15 @@ class LlamaServer:
                     return stopped()
                 choice = chunk["choices"][0]
                 fresh = pieces.feed(choice["text"].encode())
+                likely.extend(_logprobs(choice))
                 reason = "stop" if pieces.stopped else choice["finish_reason"]
                 if reason is not None:
                     ended = True
                     fresh += pieces.rest()
-                    put(_last(fresh, reason, chunk["timings"]))
+                    put(_last(fresh, reason, chunk["timings"], likely))
                 elif fresh:
-                    put(Generated(text=fresh))
+                    put(Generated(text=fresh, logprobs=tuple(likely)))
+                    likely.clear()
             except Exception as e:  # an exception must not travel through C++
                 errors.append(e)
             return ended or bool(errors)
@@ -133,6 +141,8 @@ class LlamaServer:
                 "return_progress": True,
                 "timings_per_token": True,  # the counts, also when a stop string ends the answer
                 "cache_prompt": True,
+                "id_slot": slot,
+                "n_probs": int(request.logprobs),
             },
             on_chunk,
         )
@@ -141,7 +151,7 @@ class LlamaServer:
         if not ended and not stopped():
             raise Retry(f"engine {self.model}", "the stream ended without a finish_reason", "try again")
 
-    async def score(self, prompt: Sequence[int], choices: Sequence[str]) -> npt.NDArray[np.float64]:
+    async def score(self, prompt: Sequence[int], choices: Sequence[str], slot: int = -1) -> npt.NDArray[np.float64]:
         """log p(first token of choice | prompt): float64[len(choices)], softmax over the whole vocabulary.
 
         The server reports the probability of the tokens it sampled, before any bias. So every choice is forced by a
@@ -152,13 +162,14 @@ class LlamaServer:
         first = self._vocabulary.first(choices)
 
         def work() -> npt.NDArray[np.float64]:
-            found = {token: self._forced(list(prompt), token) for token in dict.fromkeys(first)}
+            found = {token: self._forced(list(prompt), token, slot) for token in dict.fromkeys(first)}
             return np.array([found[token] for token in first], np.float64)
 
         return await self._workers.call(work)
 
-    def _forced(self, prompt: list[int], token: int) -> float:
+    def _forced(self, prompt: list[int], token: int, slot: int) -> float:
         body = {"prompt": prompt, "max_tokens": 1, "temperature": 0.0, "n_probs": 1, "cache_prompt": True}
+        body["id_slot"] = slot
         answer = self._server.handle_completions(body | {"logit_bias": [[token, 1e4]]})
         if "error" in answer:
             raise self._error(answer)
@@ -182,6 +193,10 @@ class LlamaServer:
         lines = server.handle_metrics().splitlines()
         return next(float(line.split()[1]) for line in lines if line.startswith(f"llamacpp:{name} "))
 
+    def sampled(self) -> int:
+        """Tokens sampled since the start, as the server counts them."""
+        return int(self.counter("tokens_predicted_total"))
+
     def queue(self) -> int:
         """Requests waiting or running now."""
         return self._workers.running
@@ -202,8 +217,14 @@ class LlamaServer:
             self._vocabulary.close()
 
 
-def _last(fresh: str, reason: str, timings: dict[str, Any]) -> Generated:
+def _logprobs(choice: dict[str, Any]) -> list[TokenLogprob]:
+    found = (choice.get("logprobs") or {}).get("content") or []
+    return [TokenLogprob(text=one["token"], logprob=max(float(one["logprob"]), LEAST)) for one in found]
+
+
+def _last(fresh: str, reason: str, timings: dict[str, Any], likely: Sequence[TokenLogprob]) -> Generated:
     return Generated(
+        logprobs=tuple(likely),
         text=fresh,
         finish_reason="length" if reason == "length" else "stop",
         prompt_tokens=timings["cache_n"] + timings["prompt_n"],

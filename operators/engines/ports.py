@@ -17,6 +17,10 @@ class Generation:
 
     The caller guarantees ``len(prompt) + max_tokens <= engine.context_tokens``; an engine refuses more with ``Reject``.
     ``temperature`` 0 is greedy and deterministic. ``stop`` strings end the answer and are not part of it.
+
+    Only requests of one ``scope`` (a tenant, or a part of the service that asks for itself) ever reuse each other's
+    state; ``session`` says which of them belong together, so that a conversation finds its own state again.
+    ``logprobs`` asks for the log-probability of every token of the answer.
     """
 
     prompt: tuple[int, ...]
@@ -25,13 +29,26 @@ class Generation:
     top_p: float
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    scope: str = ""
+    session: str = ""
+    logprobs: bool = False
+
+
+@record
+class TokenLogprob:
+    """One token of an answer: its ``text`` (half a character shows as U+FFFD) and natural ``logprob``, of the model's
+    own distribution before temperature and top-p."""
+
+    text: str
+    logprob: float
 
 
 @record
 class Generated:
     """A piece of text as it appears; on the last one ``finish_reason`` is set and the counts are final.
 
-    ``cached_tokens`` of ``prompt_tokens`` came from an earlier request's state.
+    ``cached_tokens`` of ``prompt_tokens`` came from an earlier request's state. ``logprobs`` has the tokens sampled
+    since the last piece, if they were asked for; ``unsupported`` names sampling options this engine did not follow.
     """
 
     text: str
@@ -39,6 +56,8 @@ class Generated:
     prompt_tokens: int = 0
     completion_tokens: int = 0
     cached_tokens: int = 0
+    logprobs: tuple[TokenLogprob, ...] = ()
+    unsupported: tuple[str, ...] = ()
 
 
 class Engine(Protocol):
@@ -77,7 +96,7 @@ class Engine(Protocol):
         """Raise ``Retry`` if the engine takes no work any more; no request and no cached prompt is disturbed."""
 
     def memory_bytes(self) -> int:
-        """Weights plus KV memory, as far as the engine knows."""
+        """Bytes the loaded model takes: weights, KV and buffers, measured where that is possible; 0 when not loaded."""
 
     async def close(self) -> None:
         """Free the model; safe to call twice."""

@@ -83,7 +83,7 @@ async def fill(data_dir: Path) -> None:
     settings = load("test", overrides=[f"data_dir={data_dir}", "memory.edges.similar_top=0"], env={}).settings
     rng = np.random.default_rng(0)
     texts = [" ".join(rng.choice(WORDS, 12)) for _ in range(TEXTS)]
-    data_dir.mkdir(parents=True)  # noqa: ASYNC240 - nothing else runs in this loop
+    data_dir.mkdir(parents=True)
     embed = Embed(settings.embed, data_dir / "cache")
     await embed.start()
     vectors = (await embed.texts(texts, query=False)).vectors

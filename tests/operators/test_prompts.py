@@ -74,6 +74,22 @@ def test_without_passages_there_is_no_talk_of_a_context() -> None:
 
 
 @pytest.mark.parametrize("name", TEMPLATES)
+@pytest.mark.parametrize("found", [((), ("One.",)), (("One.",), ()), (("One.",), ("Two.", "Three."))])
+def test_what_was_said_stays_where_it_is_in_the_next_turn(
+    name: str, found: tuple[tuple[str, ...], tuple[str, ...]]
+) -> None:
+    """The engine goes on from the state of the last turn only as far as the two prompts are the same."""
+    later = query(*((m.role, m.content) for m in TALK.messages), ("assistant", "1843."), ("user", "Why?"))
+    prompts = [
+        ENGINE.read(fit(template(name), ENGINE, turn, passages(*texts), 999, 999))
+        for turn, texts in zip((TALK, later), found, strict=True)
+    ]
+    differs = (i for i, (one, other) in enumerate(zip(*prompts, strict=False)) if one != other)
+    both = next(differs, len(prompts[0]))
+    assert "Ada." in prompts[0][:both]
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
 def test_the_callers_system_message_is_honoured(name: str) -> None:
     asked = query(("system", "Speak like a pirate."), ("user", "When?"))
     text = ENGINE.read(fit(template(name), ENGINE, asked, passages("One."), 999, 999))

@@ -34,6 +34,9 @@ class Works:
     async def checks(self):
         return {"search": True, "generate:135M": True}
 
+    async def models(self):
+        return ()
+
     async def manage(self, call, *args):
         pytest.fail("nobody asked")
 

@@ -64,6 +64,13 @@ async def check_stop_strings_cut_exactly(engine: Engine) -> None:
     assert pieces[-1].finish_reason == "stop"
 
 
+async def check_an_answer_may_be_empty(engine: Engine) -> None:
+    whole = await text_of(engine, request(engine))
+    pieces = await collect(engine, request(engine, stop=(whole[:1],)))
+    assert "".join(p.text for p in pieces) == ""
+    assert pieces[-1].finish_reason == "stop"
+
+
 async def check_text_held_back_for_a_stop_string_is_given_out(engine: Engine) -> None:
     whole = await text_of(engine, request(engine))
     assert await text_of(engine, request(engine, stop=(whole[-4:] + "\x00",))) == whole
@@ -162,12 +169,35 @@ async def check_greedy_takes_the_most_probable(engine: Engine) -> None:
     assert int(np.argmax(scores)) == 0
 
 
+async def check_every_token_of_the_answer_has_its_log_probability(engine: Engine) -> None:
+    wanted = request(engine, logprobs=True, temperature=0.8, seed=3)
+    pieces = await collect(engine, wanted)
+    tokens = [token for piece in pieces for token in piece.logprobs]
+    assert len(tokens) == pieces[-1].completion_tokens == 12
+    assert "".join(t.text for t in tokens) == "".join(p.text for p in pieces)
+    assert all(t.logprob < 0 for t in tokens)
+    # Of the model's own distribution, whatever the temperature: what score says of the first one.
+    scored = await engine.score(wanted.prompt, [tokens[0].text])
+    np.testing.assert_allclose(tokens[0].logprob, scored[0], atol=1e-3)
+    assert not any(piece.logprobs for piece in await collect(engine, request(engine)))
+
+
 async def check_a_shared_prefix_is_not_computed_again(engine: Engine) -> None:
     story = "Once upon a time there was a small town by the sea where nothing ever happened. " * 4
     await collect(engine, request(engine, story, max_tokens=2))
     last = (await collect(engine, request(engine, story + "Then", max_tokens=2)))[-1]
     assert last.prompt_tokens > 60
     assert last.cached_tokens >= last.prompt_tokens - 8
+
+
+async def check_no_scope_finds_what_another_computed(engine: Engine) -> None:
+    story = "It was a dark night, and in the harbour nobody had seen the ship with the black sails. " * 4
+    first, second, again = [
+        (await collect(engine, request(engine, story, max_tokens=2, scope=scope, session="s")))[-1]
+        for scope in ("one", "another", "another")
+    ]
+    assert (first.cached_tokens, second.cached_tokens) == (0, 0)
+    assert again.cached_tokens > 60
 
 
 async def check_it_says_that_it_works_also_while_it_works(engine: Engine) -> None:
@@ -182,6 +212,7 @@ CHECKS = [
     check_temperature_0_is_deterministic,
     check_seed_decides_what_is_drawn,
     check_stop_strings_cut_exactly,
+    check_an_answer_may_be_empty,
     check_text_held_back_for_a_stop_string_is_given_out,
     check_pieces_never_split_a_character,
     check_max_tokens_1,
@@ -189,6 +220,8 @@ CHECKS = [
     check_concurrent_requests_get_their_own_answers,
     check_scores_are_log_probabilities,
     check_greedy_takes_the_most_probable,
+    check_every_token_of_the_answer_has_its_log_probability,
     check_a_shared_prefix_is_not_computed_again,
+    check_no_scope_finds_what_another_computed,
     check_it_says_that_it_works_also_while_it_works,
 ]

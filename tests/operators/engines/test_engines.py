@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
+import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from types import ModuleType
@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines.llama_cpp import LlamaCpp
-from operators.engines.llama_server import LlamaServer
+from operators.engines.make import make_engine
 from operators.engines.ports import Engine, Generation
+from operators.engines.slotted import SlottedProcess
 from operators.engines.text import Pieces
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
@@ -37,10 +37,8 @@ kit, weights = beside("kit"), beside("weights")
 WINDOW = 256
 
 
-def make(kind: str, model: ModelFile, cache: Path) -> Any:
-    if kind == "llama_cpp":
-        return LlamaCpp(model, cache_dir=cache, context_tokens=WINDOW, threads=1)
-    return LlamaServer(model, cache_dir=cache, context_tokens=WINDOW, threads=1, parallel=2)
+def make(kind: Any, model: ModelFile, cache: Path) -> Any:
+    return make_engine(kind, model, cache, context_tokens=WINDOW, threads=1, parallel=2)
 
 
 @pytest.fixture(scope="module")
@@ -54,13 +52,6 @@ async def engine(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPa
     await made.start()
     yield made
     await made.close()
-
-
-def sampled(engine: Any) -> Callable[[], float]:
-    """How many tokens the engine says it has sampled."""
-    if isinstance(engine, LlamaCpp):
-        return lambda: engine.evaluated
-    return lambda: engine.counter("tokens_predicted_total")
 
 
 @pytest.mark.slow
@@ -78,37 +69,36 @@ async def test_control_tokens(engine: Engine) -> None:
 
 @pytest.mark.slow
 async def test_closing_the_stream_stops_the_work(engine: Any) -> None:
-    await kit.check_closing_the_stream_stops_the_work(engine, sampled(engine))
+    await kit.check_closing_the_stream_stops_the_work(engine, engine.sampled)
 
 
 @pytest.mark.slow
 async def test_a_cancelled_task_stops_the_work(engine: Any) -> None:
-    await kit.check_a_cancelled_task_stops_the_work(engine, sampled(engine))
+    await kit.check_a_cancelled_task_stops_the_work(engine, engine.sampled)
 
 
 @pytest.mark.slow
 async def test_nothing_listens_and_nothing_is_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """No TCP port, and a Unix socket that nobody can reach: its file is gone."""
-    before = {c.laddr for c in psutil.Process().net_connections("inet")}
+    """No TCP port, and a Unix socket in a directory that only its owner can enter."""
     made = make("llama_server", weights.SMOLLM2, tmp_path)
     await made.start()
     try:
-        assert {c.laddr for c in psutil.Process().net_connections("inet")} == before
-        bound = [c.laddr for c in psutil.Process().net_connections("unix") if str(c.laddr).endswith("s.sock")]
-        assert bound
-        for path in bound:
-            with socket.socket(socket.AF_UNIX) as client, pytest.raises(FileNotFoundError):
-                client.connect(path)
+        process = psutil.Process(made.pid)
+        assert process.net_connections("inet") == []
+        assert {c.laddr for c in process.net_connections("unix") if c.laddr} == {"door.sock"}
+        [door] = tmp_path.rglob("door.sock")
+        assert stat.S_IMODE(door.parent.stat().st_mode) == 0o700
         await kit.text_of(made, kit.request(made, max_tokens=2))
     finally:
         await made.close()
+    assert not door.parent.exists()
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.slow
 async def test_engines_agree_on_probabilities(engine: Engine, tmp_path: Path) -> None:
     """Two builds of llama.cpp differ in their kernels, not in what they compute: a wrong softmax would show at once."""
-    other = make("llama_server" if isinstance(engine, LlamaCpp) else "llama_cpp", weights.SMOLLM2, tmp_path)
+    other = make("llama_cpp" if isinstance(engine, SlottedProcess) else "llama_server", weights.SMOLLM2, tmp_path)
     await other.start()
     try:
         prompt, choices = kit.request(engine).prompt, [" Paris", " London", " the", "1", "5", " zebra"]
@@ -139,7 +129,7 @@ async def test_closing_an_engine_ends_its_streams(kind: str, tmp_path: Path) -> 
 async def test_a_file_that_is_no_gguf_stops(kind: str, tmp_path: Path) -> None:
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"GGUF" + bytes(100))
-    with pytest.warns(UserWarning, match="unchecked"), pytest.raises(Stop, match=r"bad\.gguf"):
+    with pytest.raises(Stop, match=r"bad\.gguf"):
         await make(kind, ModelFile(id="bad", path=str(bad), sha256="unchecked"), tmp_path).start()
 
 

@@ -46,11 +46,8 @@ def write(gguf: Any, path: Path, seed: int = 0) -> ModelFile:
     out.add_eos_token_id(3)
     out.add_pad_token_id(0)
     out.add_add_bos_token(True)
-    rng = np.random.default_rng(seed)
-    for name, shape in shapes(len(tokens)).items():
-        scale = 1.0 / np.sqrt(shape[-1])
-        tensor = np.ones(shape) if "norm" in name else rng.normal(0.0, scale, shape)
-        out.add_tensor(f"{name}.weight", tensor.astype(np.float32))
+    for name, tensor in tensors(seed).items():
+        out.add_tensor(f"{name}.weight", tensor)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_tensors_to_file()
@@ -68,6 +65,15 @@ def vocabulary() -> list[str]:
 def joined() -> list[str]:
     """The tokens the merges make."""
     return [merge.replace(" ", "") for merge in MERGES]
+
+
+def tensors(seed: int) -> dict[str, Any]:
+    """The weights, float32, by GGUF's names."""
+    rng, made = np.random.default_rng(seed), {}
+    for name, shape in shapes(len(vocabulary())).items():
+        scale = 1.0 / np.sqrt(shape[-1])
+        made[name] = (np.ones(shape) if "norm" in name else rng.normal(0.0, scale, shape)).astype(np.float32)
+    return made
 
 
 def shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
