@@ -6,69 +6,37 @@ from collections.abc import Sequence
 from typing import Annotated
 
 from fastapi import FastAPI, Path
-from pydantic import BaseModel
 
-from operators.engines.pool_places import State, TierStatus
+from operators.engines.pool_places import TierStatus
 from pipeline.admin_api import PREFIX
 from pipeline.event_metrics import Row
 from pipeline.guard import Admin
-from pipeline.memory_api import fields_of
 from pipeline.service import Action, Service
 
 TierName = Annotated[str, Path(max_length=100, description="A tier of the profile.")]
-
-
-class ModelOut(BaseModel):
-    """One tier's model. Sizes are in bytes, ``last_used`` is Unix seconds (0: never), ``load_s`` how long loading took.
-
-    ``state``: ``absent`` (loaded when a request asks for it), ``loading``, ``ready``, ``asleep``, ``draining`` or
-    ``failed``, for which ``reason`` says why. ``unguarded``: what does not hold the engine's process in, and why.
-    """
-
-    tier: str
-    model: str
-    engine: str
-    state: State
-    bytes: int
-    estimate: int
-    leases: int
-    waiting: int
-    loads: int
-    evictions: int
-    deaths: int
-    last_used: float
-    load_s: float
-    reason: str
-    pinned: bool
-    progress: float | None
-    unguarded: list[str]
 
 
 def install(app: FastAPI, service: Service) -> None:
     """Add the endpoints to ``app``."""
 
     @app.get(f"{PREFIX}/models", tags=["Admin"])
-    async def models(_: Admin) -> list[ModelOut]:
+    async def models(_: Admin) -> list[TierStatus]:
         """The model of every tier, smallest first."""
-        return _out(await service.backend.models())
+        return list(await service.backend.models())
 
     @app.post(f"{PREFIX}/models/{{tier}}/load", tags=["Admin"])
-    async def load(tier: TierName, _: Admin) -> list[ModelOut]:
+    async def load(tier: TierName, _: Admin) -> list[TierStatus]:
         """Load a tier's model now, also after a failure; returns when it serves."""
         return await _do("load", tier)
 
     @app.post(f"{PREFIX}/models/{{tier}}/unload", tags=["Admin"])
-    async def unload(tier: TierName, _: Admin) -> list[ModelOut]:
+    async def unload(tier: TierName, _: Admin) -> list[TierStatus]:
         """Free a tier's model once nobody uses it; the next request for it loads it again."""
         return await _do("unload", tier)
 
-    async def _do(action: Action, tier: str) -> list[ModelOut]:
+    async def _do(action: Action, tier: str) -> list[TierStatus]:
         service.tier(tier)
-        return _out(await service.backend.models(action, tier))
-
-
-def _out(found: tuple[TierStatus, ...]) -> list[ModelOut]:
-    return [ModelOut(**fields_of(status)) for status in found]
+        return list(await service.backend.models(action, tier))
 
 
 def rows(found: Sequence[TierStatus]) -> list[Row]:

@@ -97,9 +97,11 @@ class Broker:
         self.process.wait(READY_S)
 
     def freeze(self) -> None:
-        """It keeps its connections and answers nothing."""
+        """It keeps its connections and answers nothing. Waits until all its threads have stopped: a busy machine
+        lets one of them answer a last request after the signal was sent."""
         assert self.process is not None
         self.process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self.process.pid, os.WSTOPPED)
 
     def thaw(self) -> None:
         assert self.process is not None

@@ -52,7 +52,7 @@ async def ways(root: Path, threads: int) -> AsyncIterator[dict[str, Way]]:
         llama, server = BareLlamaCpp(path, engine, **sizes), BareServer(path, engine, parallel=most, **sizes)
         stack.callback(server.close)
         stack.callback(llama.close)
-        theirs = OverHttp(client, url, "any", usage=False)
+        theirs = OverHttp(client, url, "any", usage=False, repeat_penalty=1.0)  # 1.1 if not told
         made: dict[str, Way] = {
             HTTP: OverHttp(client, running.url, "135M", usage=True),
             PORT: Port(engine),

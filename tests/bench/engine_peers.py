@@ -40,14 +40,15 @@ class Way(Protocol):
 
 
 class OverHttp:
-    """An OpenAI-compatible server, streaming."""
+    """An OpenAI-compatible server, streaming; ``more`` goes into every request."""
 
-    def __init__(self, client: aiohttp.ClientSession, url: str, model: str, *, usage: bool) -> None:
+    def __init__(self, client: aiohttp.ClientSession, url: str, model: str, *, usage: bool, **more: Any) -> None:
         self._client, self._url, self._model, self._usage = client, f"{url}/v1/chat/completions", model, usage
+        self._more = more
 
     def _body(self, question: str, most: int) -> dict[str, Any]:
         messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": question}]
-        return {"model": self._model, "messages": messages, "max_tokens": most, "temperature": 0.0}
+        return {"model": self._model, "messages": messages, "max_tokens": most, "temperature": 0.0} | self._more
 
     async def usage(self, question: str) -> dict[str, int]:
         """What it counts, asked without streaming: some don't say it in a stream."""

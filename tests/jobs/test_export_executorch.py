@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-import importlib.util
 import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -31,6 +29,7 @@ from operators.records import HIDDEN, RELATIONS
 from operators.route import Router
 from operators.stores.checkpoints import Registry
 from operators.tiers import ModelFile, Tier
+from tests.operators.engines import minilm_fp32, weights
 from tests.service import ROOT
 
 pytestmark = [
@@ -47,19 +46,6 @@ TEXTS = [
     "",
     "The harbour bridge was closed for repairs in March, and the ferry ran every ten minutes instead. " * 30,
 ]
-
-
-def beside(path: str) -> ModuleType:
-    """A helper file of the tests; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / "tests" / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights = beside("operators/engines/weights.py")
 
 
 def noisy() -> Snapshot:
@@ -233,9 +219,7 @@ async def test_attention_made_from_other_weights_stops(folder: Path, served: Any
 
 
 async def test_the_encoder_equals_torch(served: Any, tmp_path: Path) -> None:
-    reference = beside("operators/engines/minilm_fp32.py").MiniLm(
-        resolve(weights.MINILM_FP32, tmp_path), resolve(weights.MINILM_TOKENIZER, tmp_path)
-    )
+    reference = minilm_fp32.MiniLm(resolve(weights.MINILM_FP32, tmp_path), resolve(weights.MINILM_TOKENIZER, tmp_path))
     embed = Embed(served.embed, tmp_path)
     await embed.start()
     try:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -15,19 +13,8 @@ from hypothesis import strategies as st
 from operators.embed import Embed, adapt, projection
 from operators.errors import Stop
 from operators.records import Message, Query
+from tests.operators.engines import weights
 
-
-def beside(path: str) -> ModuleType:
-    """A helper file of the tests; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights = beside("engines/weights.py")
 MINILM = {"model": weights.MINILM, "tokenizer": weights.MINILM_TOKENIZER, "threads": 1}
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import importlib.util
 import itertools
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -20,20 +18,8 @@ from operators.errors import Reject, Retry, RuvError, Stop
 from operators.generate import Generate, GenerateInput
 from operators.records import Answer, Context, Message, Passage, Query, Route, Sampling
 from operators.tiers import ModelFile, Tier
+from tests.operators.engines import tiny_gguf, weights
 from tests.scripted import Scripted
-
-
-def beside(path: str) -> ModuleType:
-    """A helper file of the tests; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, Path(__file__).parent / path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights = beside("engines/weights.py")
 
 
 @pytest.fixture(scope="module")
@@ -229,7 +215,7 @@ async def test_a_full_tier_sends_on_to_a_smaller_one_and_at_last_back(monkeypatc
 
 async def test_64_clients_of_one_slot(tmp_path: Path) -> None:
     """The real engine, one request at a time: so many may wait, and the others are told at once."""
-    model = beside("engines/tiny_gguf.py").write(gguf, tmp_path / "tiny.gguf")
+    model = tiny_gguf.write(gguf, tmp_path / "tiny.gguf")
     stage = Generate(
         Generate.Config(max_tokens=8, max_waiting=16), [tier("t", 0, model, "lfm2", parallel=1)], tmp_path / "cache"
     )

@@ -127,7 +127,7 @@ async def check_closing_the_stream_stops_the_work(engine: Engine, sampled: Any) 
     # As long as the abandoned one: if that still ran beside it, it would be over, and counted, by now.
     last = (await collect(engine, request(engine, max_tokens=length)))[-1]
     assert last.completion_tokens == length
-    assert sampled() - before < length + 40
+    assert sampled() - before < 1.5 * length, "the abandoned one was not computed to its end"
 
 
 async def check_a_cancelled_task_stops_the_work(engine: Engine, sampled: Any) -> None:
@@ -143,7 +143,7 @@ async def check_a_cancelled_task_stops_the_work(engine: Engine, sampled: Any) ->
     with pytest.raises(asyncio.CancelledError):
         await task
     await collect(engine, request(engine, max_tokens=length))
-    assert sampled() - before < length + 40
+    assert sampled() - before < 1.5 * length, "the abandoned one was not computed to its end"
 
 
 async def check_scores_are_log_probabilities(engine: Engine) -> None:

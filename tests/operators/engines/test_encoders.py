@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,19 +17,9 @@ from operators.engines.onnx_encoder import OnnxEncoder, pool
 from operators.engines.ports import Encoder
 from operators.errors import Reject, Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import minilm_fp32 as fp32
+from tests.operators.engines import weights
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-weights, fp32 = beside("weights"), beside("minilm_fp32")
 TEXTS = [
     "What is the capital of France?",
     "Paris is the capital of France.",

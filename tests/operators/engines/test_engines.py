@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import stat
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,19 +19,8 @@ from operators.engines.slotted import SlottedProcess
 from operators.engines.text import Pieces
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import kit, weights
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, weights = beside("kit"), beside("weights")
 WINDOW = 256
 
 

@@ -6,14 +6,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import re
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -25,6 +23,8 @@ from operators.engines.models import OpenModel, open_model
 from operators.engines.ports import Engine
 from operators.errors import Reject, Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import kit
+from tests.operators.engines import tiny_gguf as tiny
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,17 +36,6 @@ PROMPT = "The capital of the sea is in a"
 OTHER = "def main():"
 
 
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny = beside("kit"), beside("tiny_gguf")
 SEED, WINDOW = 7, 1024
 """As in ``tiny_pte``."""
 

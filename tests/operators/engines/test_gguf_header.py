@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import struct
 import tracemalloc
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -20,19 +18,9 @@ from operators.engines.gguf_memory import estimate
 from operators.engines.models import inspect, resolve
 from operators.errors import Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import tiny_gguf as tiny
+from tests.operators.engines import weights
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny, weights = beside("tiny_gguf"), beside("weights")
 U32, STR, ARR, U64, F32 = 4, 8, 9, 10, 6
 MIB = 1 << 20
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -14,19 +12,9 @@ import pytest
 from operators.engines.make import make_engine
 from operators.engines.ports import Engine
 from operators.tiers import ModelFile
+from tests.operators.engines import kit
+from tests.operators.engines import tiny_gguf as tiny
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny = beside("kit"), beside("tiny_gguf")
 PROMPT = "The capital of the sea is in a"
 
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib.util
 import json
 import os
 import sys
 import time
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -21,19 +19,8 @@ from operators.engines.make import make_engine, make_here
 from operators.engines.models import CACHE, inspect, open_model, resolve
 from operators.errors import Stop
 from operators.tiers import ModelFile
-
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny = beside("kit"), beside("tiny_gguf")
+from tests.operators.engines import kit
+from tests.operators.engines import tiny_gguf as tiny
 
 DATA = b"weights" * 1000
 SHA = hashlib.sha256(DATA).hexdigest()

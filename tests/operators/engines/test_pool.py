@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
-from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from operators.engines.pool import Pool
 from operators.engines.pressure import Room
 from operators.errors import Retry, Stop
+from tests.operators.engines import pool_rig as rig
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rig = beside("pool_rig")
 Rig, settle, use = rig.Rig, rig.settle, rig.use
 
 

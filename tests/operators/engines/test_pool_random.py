@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 from collections.abc import Coroutine
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -14,19 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
 from operators.errors import Retry, Stop
+from tests.operators.engines import pool_rig as rig
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-rig = beside("pool_rig")
 RECKONED = {"a": 30, "b": 40, "c": 60, "d": 90}
 WEIGHS = {"a": 30, "b": 50, "c": 55, "d": 95}
 BUDGET, HEADROOM = 100, 20

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import gguf
 import pytest
@@ -21,21 +19,10 @@ from operators.engines.models import open_model
 from operators.engines.pool import Pool
 from operators.engines.ports import Engine
 from operators.tiers import Tier
+from tests.operators.engines import kit
+from tests.operators.engines import tiny_gguf as tiny
 
 ROOT = Path(__file__).parents[3]
-
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny = beside("kit"), beside("tiny_gguf")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import os
 import random
 import signal
@@ -13,7 +12,6 @@ import warnings
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -27,19 +25,9 @@ from operators.engines.frames import Kind
 from operators.engines.make import make_engine
 from operators.errors import Reject, Retry, Skip, Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import kit, weights
+from tests.operators.engines import tiny_gguf as tiny
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny, weights = beside("kit"), beside("tiny_gguf"), beside("weights")
 PROMPT = "The capital of the sea is in a"
 MUTATIONS = 500 if os.environ.get("RUVLLM_TEST_FAULTS") == "all" else 8
 

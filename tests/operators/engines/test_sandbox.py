@@ -5,7 +5,6 @@ Everything is tried in processes of their own (``sandbox_acts``, ``sandbox_engin
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import resource
@@ -14,7 +13,6 @@ import socket
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -22,6 +20,7 @@ import pytest
 
 from operators.engines import sandbox
 from operators.errors import Stop
+from tests.operators.engines import tiny_gguf
 
 HERE, ROOT = Path(__file__).parent, Path(__file__).parents[3]
 NOT, NO_ACCESS = "EPERM", "EACCES"
@@ -45,16 +44,6 @@ ALLOWED = (
     *("stream pair", "thread", "read /proc/meminfo", "read /proc/self/status", "import", "signal itself", "own limits"),
 )
 INSIDE = ("write inside", "read inside", "remove inside")
-
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, HERE / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def start(*arguments: object, **options: Any) -> subprocess.Popen[str]:
@@ -264,7 +253,7 @@ def test_a_folder_that_is_not_there_is_told(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return beside("tiny_gguf").write(gguf, tmp_path_factory.mktemp("gguf") / "tiny.gguf").model_dump_json()
+    return tiny_gguf.write(gguf, tmp_path_factory.mktemp("gguf") / "tiny.gguf").model_dump_json()
 
 
 @pytest.fixture(scope="module")

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -19,19 +17,9 @@ from operators.engines.make import make_engine
 from operators.engines.slots import WORTH, Slots
 from operators.errors import Retry
 from operators.tiers import ModelFile
+from tests.operators.engines import kit
+from tests.operators.engines import tiny_gguf as tiny
 
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-kit, tiny = beside("kit"), beside("tiny_gguf")
 STORY = "in the sea there is a ship and the ship is in the sea, and a bell rings in it. " * 3
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import json
 import os
@@ -13,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import gguf
@@ -25,24 +23,13 @@ from operators.engines.leash import Leashed
 from operators.engines.vllm_server import VllmServer
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
+from tests.operators.engines import hf_model
+from tests.operators.engines import tiny_gguf as tiny
 
 ROOT = Path(__file__).parents[3]
 KEY = "a-key-that-nobody-may-see"
 DEADLINE_S = 20.0
 Config = VllmServer.Config
-
-
-def beside(name: str) -> ModuleType:
-    """A helper file of this folder; tests/ is not a package, so it is loaded by its path."""
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-hf_model, tiny = beside("hf_model"), beside("tiny_gguf")
 
 
 def until(condition: Callable[[], object], what: str) -> None:
