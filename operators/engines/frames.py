@@ -1,4 +1,4 @@
-"""Frames between an engine's process and ours: length, kind, number of the call, and a body of JSON.
+"""Frames between a model's process and ours: length, kind, number of the call, and a body of JSON.
 
 JSON and not pickle: whoever took over the engine's process through a bad model file must not get into ours as well.
 """
@@ -20,18 +20,19 @@ _ERRORS: dict[str, type[RuvError]] = {cls.__name__: cls for cls in (Retry, Rejec
 
 
 class Kind(IntEnum):
-    """What a frame is. The first six go to the engine, the others come from it."""
+    """What a frame is. The first seven go to the child, the others come from it."""
 
     GENERATE = 1
     SCORE = 2
     CHECK = 3
     CANCEL = 4
     CLOSE = 5
-    TOKENIZE = 6
-    HELLO = 7
-    PIECE = 8
-    RESULT = 9
-    ERROR = 10
+    WORD = 6
+    ENCODE = 7
+    HELLO = 8
+    PIECE = 9
+    RESULT = 10
+    ERROR = 11
 
 
 class Frame(NamedTuple):

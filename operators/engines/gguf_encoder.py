@@ -1,18 +1,23 @@
-"""Embedding models as GGUF, in llama.cpp: LFM2.5-Embedding and other encoders that carry their own tokenizer."""
+"""Embedding models as GGUF, in llama.cpp in a process of its own: LFM2.5-Embedding and others with their own tokenizer.
+
+What goes wrong inside llama.cpp ends the child (``child``); the next text starts another.
+"""
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from operators.engines.llama_cpp import Vocabulary, load
-from operators.engines.models import open_model
-from operators.engines.native import Workers, spare_threads
+from operators.engines.child import Child
+from operators.engines.frames import Kind
 from operators.engines.ports import Encoded
-from operators.errors import Reject
+from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
 
 
@@ -34,73 +39,74 @@ class GgufEncoder:
         self.model = model.id
         self.max_tokens = max_tokens
         self.dim = 0
-        self._file = model
-        self._cache_dir = cache_dir
-        self._pooling = pooling
+        self._who = f"encoder {model.id}"
         self._prefix = {True: query_prefix, False: document_prefix}
-        self._batch_tokens = max(max_tokens, batch_tokens)
-        self._threads = spare_threads(threads)
-        self._workers = Workers(f"encoder {model.id}", 1)
-        self._llama: Any = None
+        sizes = {"max_tokens": max_tokens, "batch_tokens": batch_tokens, "threads": threads}
+        self._options: dict[str, Any] = {"pooling": pooling} | sizes
+        self._file, self._cache_dir = model, cache_dir
+        self._child: _Encoding | None = None
+        self._starting = asyncio.Lock()
 
     async def start(self) -> None:
         """Load the weights. Raises ``Stop`` if they are missing or wrong."""
-        await self._workers.call(self._load)
-
-    def _load(self) -> None:
-        size: dict[str, Any] = dict.fromkeys(("n_ctx", "n_batch", "n_ubatch"), self._batch_tokens)
-        threads: dict[str, Any] = {"n_threads": self._threads, "n_threads_batch": self._threads}
-        with open_model(self._file, self._cache_dir) as opened:
-            self._llama = load(opened, embedding=True, pooling=self._pooling, **size, **threads)
-            opened.unchanged()
-        self._llama.tokenizer_ = _Cut(self._llama.tokenizer_, self.max_tokens)
-        self._vocabulary = Vocabulary(self._llama)
-        self.dim = int(self._llama.n_embd())
+        self._child = _Encoding("gguf_encoder", self._file, self._cache_dir, **self._options)
+        await self._child.start()
+        self.dim = self._child.dim
 
     async def encode(self, texts: Sequence[str], *, query: bool) -> Encoded:
-        """float32[n, dim], in the order of ``texts``. ``tokens`` counts the prefix too, but no special tokens."""
+        """float32[n, dim], in the order of ``texts``. ``tokens`` counts the prefix too, but no special tokens.
+
+        Raises ``Retry`` if the child ended meanwhile.
+        """
         if not texts:
             return Encoded(vectors=np.zeros((0, self.dim), np.float32), tokens=np.zeros(0, np.int32), truncated=())
-        wanted = [self._prefix[query] + t for t in texts]
-        if empty := [t for t in wanted if not self._llama.tokenizer_.whole(t.encode("utf-8", "replace"), True)]:
-            raise Reject(f"encoder {self.model}", f"no tokens in {empty[0]!r}", "send texts that aren't empty")
-
-        def work() -> Encoded:
-            vectors = np.asarray(self._llama.embed(wanted, normalize=True), np.float32)
-            tokens = np.array([self.count(t) for t in wanted], np.int32)
-            specials = len(self._llama.tokenizer_.whole(b"", True))
-            return Encoded(
-                vectors=vectors, tokens=tokens, truncated=tuple((tokens + specials > self.max_tokens).tolist())
-            )
-
-        return await self._workers.call(work)
+        async with self._starting:
+            if self._started().gone:
+                await self._started().close()
+                await self.start()
+        return await self._started().encode([self._prefix[query] + text for text in texts])
 
     def count(self, text: str) -> int:
-        """Tokens of ``text`` without special tokens."""
-        return len(self._vocabulary.tokenize(text))
+        """Tokens of ``text`` without special tokens. Blocks for some 0.1 ms."""
+        return self._started().count(text)
+
+    def _started(self) -> _Encoding:
+        if self._child is None:
+            raise Stop(self._who, "no process", "await start() first")
+        return self._child
+
+    @property
+    def pid(self) -> int:
+        """The child's."""
+        return self._started().pid
 
     async def close(self) -> None:
-        """Free the model."""
-        await self._workers.close()
-        if self._llama is not None:
-            self._llama.close()
-            self._llama = None
+        """End the child."""
+        if self._child is not None:
+            await self._child.close()
+            self._child = None
 
 
-class _Cut:
-    """A tokenizer for ``Llama.embed`` that cuts long texts but keeps the closing special token (BERT's [SEP])."""
+class _Encoding(Child):
+    noun = "encoder"
+    dim = 0
 
-    def __init__(self, inner: Any, most: int) -> None:
-        self._inner = inner
-        self._most = most
+    @property
+    def gone(self) -> bool:
+        return self._gone is not None
 
-    def whole(self, text: bytes, add_bos: bool) -> list[int]:
-        return list(self._inner.tokenize(text, add_bos=add_bos, special=False))
+    def _loaded(self, said: dict[str, Any]) -> None:
+        self.dim = int(said["dim"])
 
-    def tokenize(self, text: bytes, add_bos: bool = True, special: bool = False) -> list[int]:
-        tokens = self.whole(text, add_bos)
-        if not add_bos or len(tokens) <= self._most:
-            return tokens
-        closing = self.whole(b"", True)[-1:]
-        tail = closing if closing == tokens[-1:] else []
-        return tokens[: self._most - len(tail)] + tail
+    async def encode(self, texts: Sequence[str]) -> Encoded:
+        said = json.loads((await self._one(Kind.ENCODE, {"texts": list(texts)})).body)
+        vectors = np.frombuffer(base64.b64decode(said["vectors"]), "<f4").astype(np.float32)
+        tokens = np.array(said["tokens"], np.int32)
+        if vectors.size != len(texts) * self.dim or tokens.shape != (len(texts),) or not np.isfinite(vectors).all():
+            got = f"{vectors.size} numbers and {tokens.size} counts for {len(texts)} texts of {self.dim} dimensions"
+            raise Retry(self._who, f"its process sent {got}, or no numbers", "check the model's file")
+        cut = tuple(bool(one) for one in said["truncated"])
+        return Encoded(vectors=vectors.reshape(len(texts), self.dim), tokens=tokens, truncated=cut)
+
+    def count(self, text: str) -> int:
+        return int(self._word({"text": text}))

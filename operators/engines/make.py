@@ -66,7 +66,7 @@ def make_here(
     threads: int = 0,
     tokenizer: OpenModel | None = None,
 ) -> Engine:
-    """The same in this process; ``states`` is a directory of its own, for ``llama_server``."""
+    """An engine in this process; ``states`` is a directory of its own, for ``llama_server``."""
     if engine == "llama_server":
         from operators.engines.llama_server import LlamaServer
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import signal
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -15,7 +18,7 @@ from operators.engines.gguf_encoder import GgufEncoder
 from operators.engines.models import resolve
 from operators.engines.onnx_encoder import OnnxEncoder, pool
 from operators.engines.ports import Encoder
-from operators.errors import Reject, Stop
+from operators.errors import Reject, Retry, Stop
 from operators.tiers import ModelFile
 from tests.operators.engines import minilm_fp32 as fp32
 from tests.operators.engines import weights
@@ -132,6 +135,27 @@ async def test_a_prefix_is_put_before_queries_only(gguf: GgufEncoder) -> None:
 async def test_a_text_without_tokens_is_refused(gguf: GgufEncoder) -> None:
     with pytest.raises(Reject, match="no tokens in ''"):
         await gguf.encode(["a", ""], query=False)
+
+
+@pytest.mark.slow
+async def test_a_gguf_is_parsed_in_a_process_of_its_own_and_that_is_replaced(gguf: GgufEncoder) -> None:
+    before, first = await gguf.encode(["the sea"], query=False), gguf.pid
+    assert first not in (0, os.getpid())
+    os.kill(first, signal.SIGKILL)
+    after = before
+    while gguf.pid == first:
+        with contextlib.suppress(Retry):  # asked before its death was noticed
+            after = await gguf.encode(["the sea"], query=False)
+    assert np.array_equal(before.vectors, after.vectors)
+
+
+async def test_a_gguf_that_is_none_stops(tmp_path: Path) -> None:
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"no model")
+    encoder = GgufEncoder(ModelFile(id="bad", path=str(bad), sha256="unchecked"), cache_dir=tmp_path)
+    with pytest.raises(Stop, match="begins with"), pytest.warns(UserWarning, match="unchecked"):
+        await encoder.start()
+    await encoder.close()
 
 
 async def test_files_that_are_no_model_stop(tmp_path: Path) -> None:
