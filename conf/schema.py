@@ -23,7 +23,7 @@ from operators.attend import Attend
 from operators.base import Knobs
 from operators.documents import DocumentsConfig
 from operators.embed import Embed
-from operators.engines.pool_config import PoolConfig
+from operators.engines.pool.config import PoolConfig
 from operators.errors import Reject
 from operators.expand import Expand
 from operators.generate import Generate

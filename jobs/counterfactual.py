@@ -29,8 +29,8 @@ from conf.counterfactual import Counterfactual
 from conf.schema import Settings
 from jobs.consumer import Consumer, Out, read_record
 from jobs.evidence import interaction_of
-from jobs.replay_removed import Removed
-from jobs.replay_standing import key_of
+from jobs.replaying.removed import Removed
+from jobs.replaying.standing import key_of
 from operators.errors import Reject, Retry, Skip, Stop
 from operators.records import Interaction, Passage, Verdict, encode
 from operators.stores.ports import Event, EventLog

@@ -2,9 +2,9 @@
 
     python -m jobs.evaluate_continual [--seeds 5] [--json report.json] [--quick]
 
-1 digits    ten tasks of permuted digits in turn (``continual_digits``), with the production buffer and EWC
-2 peer      the same data and weights with Avalanche's plugins, if ``make peers`` has fetched them (``continual_peer``)
-3 routing   a stream of routed turns that changes, with the production network (``continual_routing``)
+1 digits    ten tasks of permuted digits in turn (``continual.digits``), with the production buffer and EWC
+2 peer      the same data and weights with Avalanche's plugins, if ``make peers`` has fetched them (``continual.peer``)
+3 routing   a stream of routed turns that changes, with the production network (``continual.routing``)
 
 Every figure is the mean over seeds with its 95 % interval (Student's t); differences are paired by seed. λ was chosen
 for each line, ours and the peer's, on two other seeds.
@@ -24,9 +24,8 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jobs import continual_digits as digits
-from jobs import continual_peer
-from jobs import continual_routing as routing
+from jobs.continual import digits, routing
+from jobs.continual import peer as continual_peer
 from jobs.process import one_thread
 from operators.errors import Reject, RuvError
 

@@ -3,11 +3,11 @@
     python -m jobs.evaluate_judge [--facts 48] [--attacks 16] [--json OUT] [--fit FILE] [--profile NAME]
                                   [--set KEY=VALUE]
 
-1 rate      the gold set (``judge_gold``) by the profile's judge, without guard and correction
-2 fit       a correction to the facts of one half (``judge_fit``)
-3 report    agreement and biases on the other half, before and after (``judge_metrics``, ``judge_biases``)
+1 rate      the gold set (``judging.gold``) by the profile's judge, without guard and correction
+2 fit       a correction to the facts of one half (``judging.fit``)
+3 report    agreement and biases on the other half, before and after (``judging.metrics``, ``judging.biases``)
 4 order     some of it again with the examples of the layout in other orders, and with the scale turned round
-5 attack    answers that rate themselves, against the same with harmless text (``judge_injections``)
+5 attack    answers that rate themselves, against the same with harmless text (``judging.injections``)
 6 write     the report, and the correction if it is better on the half it was not fitted to
 """
 
@@ -27,13 +27,13 @@ from rich.progress import Progress
 
 from conf.load import load
 from conf.schema import Settings
-from jobs import judge_metrics as metrics
-from jobs.judge_biases import biases
-from jobs.judge_fit import fit
-from jobs.judge_gold import TRUTHS, Item, gold
-from jobs.judge_injections import Attack, attacks
-from jobs.judge_ratings import Advance, facts, rate, worth
-from jobs.judge_words import likelihood, own_words
+from jobs.judging import metrics
+from jobs.judging.biases import biases
+from jobs.judging.fit import fit
+from jobs.judging.gold import TRUTHS, Item, gold
+from jobs.judging.injections import Attack, attacks
+from jobs.judging.ratings import Advance, facts, rate, worth
+from jobs.judging.words import likelihood, own_words
 from operators.engines.make import make_engine
 from operators.engines.ports import Engine
 from operators.errors import Reject, RuvError

@@ -3,14 +3,14 @@
     python -m jobs.evaluate_live [--questions 300] [--fresh 150] [--seed 0] [--feedback judge|truth] [--force]
                                  [--json OUT] [--data-dir DIR] [--profile NAME] [--set KEY=VALUE]
 
-1 remember  the facts of all questions (``live_questions``) go into an empty memory of a service of its own
+1 remember  the facts of all questions (``live.questions``) go into an empty memory of a service of its own
 2 ask       the first questions through the router, which explores; with ``--feedback truth`` its user says which
-            answers were right (``live_answers``), else the judge alone says what it thinks
+            answers were right (``live.answers``), else the judge alone says what it thinks
 3 learn     wait until every verdict is there and learned from; see what the gate said of each candidate
 4 again     fresh questions, asked of every tier by name, then through the router that takes its best choice: with the
             weights it started from, and with those that learned. With ``--force`` the newest candidate stands in for
             one that the gate let through, if it let none; the report says so
-5 report    what each way to choose is worth on the same fresh questions (``live_report``)
+5 report    what each way to choose is worth on the same fresh questions (``live.report``)
 
 The memory stays as it is meanwhile (no answer is written back), so what changes is the router. All is asked at
 temperature 0, every question in a session of its own. ``cadence`` has the settings that let so few questions teach.
@@ -30,10 +30,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from rich.console import Console
 
-from jobs.live_answers import right
-from jobs.live_questions import MOST, Made, Question, make
-from jobs.live_report import Turns, differences, fixed_and_oracle, outcomes, policies, table, verdicts
-from jobs.live_service import WHO, Answer, LiveService, new_folder
+from jobs.live.answers import right
+from jobs.live.questions import MOST, Made, Question, make
+from jobs.live.report import Turns, differences, fixed_and_oracle, outcomes, policies, table, verdicts
+from jobs.live.service import WHO, Answer, LiveService, new_folder
 from operators.errors import Reject, RuvError
 from operators.learning.gate import GATE
 from operators.networks.fastgrnn import SHARPNESS

@@ -3,11 +3,11 @@
     python -m jobs.evaluate_router --outcomes FILE.parquet [--train-fraction 0.5] [--seeds 5] [--json OUT]
                                    [--test FILE2.parquet] [--by-domain] [--profile NAME] [--set KEY=VALUE]
 
-1 read      the prompts and how every tier did on them (``router_outcomes``)
-2 embed     every prompt once, and once edited (``router_edits``), with the profile's embedder (``router_ours``)
+1 read      the prompts and how every tier did on them (``routing.outcomes``)
+2 embed     every prompt once, and once edited (``routing.edits``), with the profile's embedder (``routing.ours``)
 3 split     by prompts, or by domains, from each seed; with --test, FILE2 is what is tested on
-4 learn     the router in both settings, and its peers (``router_contest``, ``router_peers``)
-5 measure   on the rest (``router_metrics``); means over seeds with their 95 % interval (Student's t)
+4 learn     the router in both settings, and its peers (``routing.contest``, ``routing.peers``)
+5 measure   on the rest (``routing.metrics``); means over seeds with their 95 % interval (Student's t)
 6 write     OUT, a picture beside it (OUT with .png), and a table
 """
 
@@ -30,11 +30,11 @@ from rich.progress import Progress
 from conf.load import load
 from conf.schema import Settings
 from jobs.evaluate_continual import interval
-from jobs.router_contest import Part, Readings, beliefs
-from jobs.router_edits import edit
-from jobs.router_metrics import METRICS, Beliefs, Measured, at_cost, curve, measure
-from jobs.router_outcomes import WHO, Array, Outcomes, Rows, read, split
-from jobs.router_plot import draw
+from jobs.routing.contest import Part, Readings, beliefs
+from jobs.routing.edits import edit
+from jobs.routing.metrics import METRICS, Beliefs, Measured, at_cost, curve, measure
+from jobs.routing.outcomes import WHO, Array, Outcomes, Rows, read, split
+from jobs.routing.plot import draw
 from operators.errors import Reject, RuvError
 
 LEAST_TEST = 20

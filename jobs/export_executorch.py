@@ -2,7 +2,7 @@
 
     python -m jobs.export_executorch --out DIR [--only router]
 
-Each of them (``export_parts``):
+Each of them (``exporting.parts``):
 
 1 lower     the network in torch becomes a program for XNNPACK
 2 compare   the program is loaded and held against the network in torch on random inputs (``export.tolerance``)
@@ -27,9 +27,9 @@ import yaml
 
 from conf.load import load
 from conf.schema import Settings
-from jobs.export_parts import PARTS, differs
-from operators.engines import executorch_files as files
-from operators.engines.executorch_runtime import Program, lower
+from jobs.exporting.parts import PARTS, differs
+from operators.engines.executorch import files
+from operators.engines.executorch.runtime import Program, lower
 from operators.errors import RuvError, Stop
 from operators.stores.durable import replace
 

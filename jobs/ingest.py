@@ -31,11 +31,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from conf.load import load
 from conf.schema import Settings
 from jobs.door import Door, admin_key
-from jobs.ingest_steps import Nodes, Row, read
-from jobs.ingest_write import Report, Writer
+from jobs.ingesting.steps import Nodes, Row, read
+from jobs.ingesting.write import Report, Writer
 from jobs.journal import Journal, Taken
 from jobs.local_ray import local_ray
-from operators.engines.models import resolve
+from operators.engines.files.models import resolve
 from operators.engines.native import cores
 from operators.errors import Retry, RuvError, Stop
 from operators.files import find

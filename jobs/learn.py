@@ -19,7 +19,7 @@ import numpy as np
 
 from conf.schema import Settings
 from jobs.judge import step_back
-from jobs.learn_loop import LearnLoop
+from jobs.learning.loop import LearnLoop
 from jobs.local_ray import local_ray, own_signals
 from jobs.process import main
 from jobs.promote import Promoter

@@ -29,10 +29,10 @@ from rich.progress import Progress
 
 from conf.load import load
 from conf.schema import Settings
-from jobs.replay_archive import Archive
-from jobs.replay_read import read
-from jobs.replay_window import WHO, Window
-from jobs.replay_workers import Workers
+from jobs.replaying.archive import Archive
+from jobs.replaying.read import read
+from jobs.replaying.window import WHO, Window
+from jobs.replaying.workers import Workers
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.records import encode
 from operators.stores import durable
@@ -53,16 +53,16 @@ def replay(given: argparse.Namespace, settings: Settings, progress: Any = lambda
     with Workers(settings) as workers, durable.locked(archive.path):
         manifest = read(archive, settings, window, workers, like=like, progress=progress)
         if given.step == "rejudge":
-            from jobs.replay_rejudge import publish, rejudge
+            from jobs.replaying.rejudge import publish, rejudge
 
             report = rejudge(archive, settings, workers, progress=progress)
             return report | {"published": publish(archive, settings)} if given.publish else report
     if given.step == "retrain":
-        from jobs.replay_retrain import retrain
+        from jobs.replaying.retrain import retrain
 
         return retrain(archive, settings, rejudged=given.rejudged, publish=not given.no_publish)
     if given.step == "estimate":
-        from jobs.replay_estimate import estimate
+        from jobs.replaying.estimate import estimate
 
         return estimate(archive, settings, given.checkpoint, rejudged=given.rejudged)
     found: dict[str, Any] = json.loads(encode(manifest))
@@ -72,7 +72,7 @@ def replay(given: argparse.Namespace, settings: Settings, progress: Any = lambda
 def words(step: str, report: dict[str, Any]) -> str:
     """A report as lines of text."""
     if step == "estimate":
-        from jobs.replay_estimate import table
+        from jobs.replaying.estimate import table
 
         return table(report)
     if step == "read":

@@ -8,8 +8,8 @@ judged interactions of the profile's event log and its memory, which no service 
 
 1 examples  queries with their neighbourhoods
 2 split     by groups into training, validation and holdout
-3 fit       InfoNCE, stopped by the validation part (``attention_fit``)
-4 compare   on the holdout with the untrained rankings (``attention_gate``)
+3 fit       InfoNCE, stopped by the validation part (``attending.fit``)
+4 compare   on the holdout with the untrained rankings (``attending.gate``)
 5 write     a JSON report beside the checkpoint, then the checkpoint; it says ``trained`` only if it won
 
 ``attend`` ranks with a checkpoint only if it is ``trained``, else by similarity; ``Context.ranking`` says which it was.
@@ -36,9 +36,9 @@ from rich.progress import Progress
 from conf.load import load
 from conf.schema import Settings
 from conf.train_attention import TrainAttention
-from jobs.attention_examples import Example, Surroundings, from_events, from_files
-from jobs.attention_fit import can_learn, fit
-from jobs.attention_gate import METRICS, UNTRAINED, check_size, compare
+from jobs.attending.examples import Example, Surroundings, from_events, from_files
+from jobs.attending.fit import can_learn, fit
+from jobs.attending.gate import METRICS, UNTRAINED, check_size, compare
 from operators.errors import Reject, RuvError
 from operators.networks import attention
 from operators.records import record

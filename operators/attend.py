@@ -124,7 +124,7 @@ class Attend(Operator[AttendInput, Context]):
             _log.warning("attend: %s did not beat the untrained ranking; ranking by similarity", config.checkpoint)
         self.weights = weights if weights.trained else None
         if config.pte is not None and weights.trained:
-            from operators.engines.executorch_networks import AttentionProgram
+            from operators.engines.executorch.networks import AttentionProgram
 
             if self._cache_dir is None:
                 raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")

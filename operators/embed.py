@@ -78,7 +78,7 @@ class Embed(Operator[Query, Embedded]):
             "threads": c.threads,
         }
         if c.backend == "gguf":
-            from operators.engines.gguf_encoder import GgufEncoder
+            from operators.engines.child.gguf_encoder import GgufEncoder
 
             return GgufEncoder(c.model, **common)
         if c.tokenizer is None:
@@ -86,10 +86,10 @@ class Embed(Operator[Query, Embedded]):
                 "embed", f"backend {c.backend} with no tokenizer", "set embed.tokenizer to the model's tokenizer.json"
             )
         if c.backend == "executorch":
-            from operators.engines.executorch_encoder import ExecutorchEncoder
+            from operators.engines.executorch.encoder import ExecutorchEncoder
 
             return ExecutorchEncoder(c.model, c.tokenizer, max_batch=c.max_batch, **common)
-        from operators.engines.onnx_encoder import OnnxEncoder
+        from operators.engines.onnx.encoder import OnnxEncoder
 
         return OnnxEncoder(c.model, c.tokenizer, max_batch=c.max_batch, **common)
 

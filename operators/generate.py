@@ -17,10 +17,10 @@ from pydantic import Field
 
 from operators.base import Knobs, Operator
 from operators.engines.make import make_engine
-from operators.engines.pool import Pool
-from operators.engines.pool_config import PoolConfig
+from operators.engines.pool.config import PoolConfig
+from operators.engines.pool.pool import Pool
+from operators.engines.pool.sizing import expected
 from operators.engines.ports import Engine, Generated, Generation
-from operators.engines.sizing import expected
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.prompts import Prompt, fit, template
 from operators.records import Answer, Context, Piece, Query, Route, record

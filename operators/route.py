@@ -38,7 +38,7 @@ from operators.records import (
 from operators.tiers import SLOTS, ModelFile, Tier
 
 if TYPE_CHECKING:
-    from operators.engines.executorch_networks import RouterProgram
+    from operators.engines.executorch.networks import RouterProgram
 
 
 @record
@@ -123,7 +123,7 @@ class Router(Operator[RouteInput, Route]):
         """Load the checkpoint, or make the prior. Raises ``Stop`` if the checkpoint or ``pte`` is missing or unfit."""
         config = self.config
         if config.pte is not None:
-            from operators.engines.executorch_networks import RouterProgram
+            from operators.engines.executorch.networks import RouterProgram
 
             if self._cache_dir is None:
                 raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from operators.base import Knobs
-from operators.engines.vllm_config import VllmConfig
+from operators.engines.vllm.config import VllmConfig
 
 SLOTS = ("350M", "700M", "1.2B", "2.6B")
 """The router has four tier outputs, named after the seed's tiers; a profile's tier takes one by its ``slot``."""

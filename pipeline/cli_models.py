@@ -63,8 +63,8 @@ def pull(
 
     A file is put in place only if its SHA-256 is the one of the profile. Exit code 1 if one could not be fetched.
     """
-    from operators.engines.fetch import fetch, fetchable
-    from operators.engines.models import inspect
+    from operators.engines.files.fetch import fetch, fetchable
+    from operators.engines.files.models import inspect
 
     settings = load(profile, overrides=set_ or []).settings
     wanted = {use.model.id: use.model for use in _chosen(settings, ids) if ids or use.model.url}
@@ -187,8 +187,8 @@ def _unknown(name: str, known: Iterable[str]) -> NoReturn:
 
 
 def _states(settings: Settings, ids: list[str] | None, as_json: bool, *, anew: bool) -> None:
-    from operators.engines.models import inspect
-    from operators.engines.sizing import expected
+    from operators.engines.files.models import inspect
+    from operators.engines.pool.sizing import expected
 
     cache, rows, running = settings.data_dir / "cache", [], {} if anew else _running(settings)
     for use in _chosen(settings, ids):

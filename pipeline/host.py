@@ -20,7 +20,7 @@ from conf.schema import Settings
 from operators.attend import Attend
 from operators.base import Operator
 from operators.embed import Embed
-from operators.engines.pool_places import TierStatus
+from operators.engines.pool.places import TierStatus
 from operators.engines.ports import Encoded
 from operators.errors import Retry, RuvError, Stop
 from operators.expand import Expand

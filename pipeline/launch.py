@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from conf.schema import Settings
-from operators.engines.models import resolve
+from operators.engines.files.models import resolve
 from operators.errors import Stop
 from operators.tiers import ModelFile
 from pipeline.children import jobs

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from fastapi import FastAPI, Path
 
-from operators.engines.pool_places import TierStatus
+from operators.engines.pool.places import TierStatus
 from pipeline.admin_api import PREFIX
 from pipeline.event_metrics import Row
 from pipeline.guard import Admin

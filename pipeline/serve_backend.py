@@ -13,7 +13,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from conf.schema import Settings
-from operators.engines.pool_places import TierStatus
+from operators.engines.pool.places import TierStatus
 from operators.engines.ports import Encoded
 from operators.errors import Retry, Stop
 from operators.generate import GenerateInput

@@ -15,7 +15,7 @@ from collections.abc import AsyncGenerator, Sequence
 from typing import Any, Literal, Protocol
 
 from conf.schema import Settings
-from operators.engines.pool_places import TierStatus
+from operators.engines.pool.places import TierStatus
 from operators.engines.ports import Encoded
 from operators.errors import Reject, Retry, Stop
 from operators.generate import GenerateInput

@@ -18,7 +18,7 @@ import torch
 
 from conf.learn import Learn
 from conf.promotion import Promotion
-from jobs.learn_loop import LearnLoop
+from jobs.learning.loop import LearnLoop
 from jobs.promote import Promoter
 from operators.learning.arrays import to_bytes
 from operators.learning.config import LearnerConfig

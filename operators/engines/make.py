@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from operators.engines.models import OpenModel
+from operators.engines.files.models import OpenModel
 from operators.engines.ports import Engine
-from operators.engines.vllm_config import VllmConfig
+from operators.engines.vllm.config import VllmConfig
 from operators.errors import Stop
 from operators.tiers import ModelFile
 
@@ -33,7 +33,7 @@ def make_engine(
     ``tokenizer`` and ``vllm`` are what those engines need besides.
     """
     if engine == "vllm":
-        from operators.engines.vllm_server import VllmServer
+        from operators.engines.vllm.server import VllmServer
 
         if vllm is None:
             raise Stop(f"model {model.id}", "engine vllm without its settings", "set the tier's vllm")
@@ -41,7 +41,7 @@ def make_engine(
             model, vllm, cache_dir=cache_dir, context_tokens=context_tokens, parallel=parallel, threads=threads
         )
     if engine == "llama_server":
-        from operators.engines.slotted import SlottedProcess
+        from operators.engines.llama.slotted import SlottedProcess
 
         return SlottedProcess(
             model,
@@ -51,7 +51,7 @@ def make_engine(
             threads=threads,
             states_bytes=states_bytes,
         )
-    from operators.engines.process import EngineProcess
+    from operators.engines.child.engine import EngineProcess
 
     return EngineProcess(engine, model, cache_dir, context_tokens=context_tokens, threads=threads, tokenizer=tokenizer)
 
@@ -68,14 +68,14 @@ def make_here(
 ) -> Engine:
     """An engine in this process; ``states`` is a directory of its own, for ``llama_server``."""
     if engine == "llama_server":
-        from operators.engines.llama_server import LlamaServer
+        from operators.engines.llama.llama_server import LlamaServer
 
         return LlamaServer(model, states=states, context_tokens=context_tokens, parallel=parallel, threads=threads)
     if engine == "llama_cpp":
-        from operators.engines.llama_cpp import LlamaCpp
+        from operators.engines.llama.llama_cpp import LlamaCpp
 
         return LlamaCpp(model, context_tokens=context_tokens, threads=threads)
-    from operators.engines.executorch_llm import ExecuTorchLLM
+    from operators.engines.executorch.llm import ExecuTorchLLM
 
     if tokenizer is None:
         raise Stop(f"model {model.id}", "a .pte without a tokenizer", "set the tier's tokenizer to its tokenizer.json")

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from operators.embed import Embed
-from operators.engines.models import resolve
+from operators.engines.files.models import resolve
 
 HERE = Path(__file__).parent
 QUERY = ["What did the committee decide about the new harbour bridge, and when will it open?"]

@@ -19,8 +19,8 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from operators.engines.files.models import resolve
 from operators.engines.make import make_engine
-from operators.engines.models import resolve
 from tests.bench import roofline
 from tests.bench.engine_kit import Told, arguments, interval, shown, story, watched
 from tests.bench.engine_peers import BareLlamaCpp, BareServer, OverHttp, Port, Way, llama_cpp_server, service

@@ -27,7 +27,7 @@ import numpy as np
 from conf.load import load
 from jobs.export_executorch import export
 from operators.embed import Embed
-from operators.engines.executorch_networks import AttentionProgram, RouterProgram
+from operators.engines.executorch.networks import AttentionProgram, RouterProgram
 from operators.networks import attention
 from operators.networks.acting import Active
 from operators.networks.prior import prior

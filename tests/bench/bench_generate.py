@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines.models import resolve
+from operators.engines.files.models import resolve
 from operators.generate import Generate, GenerateInput
 from operators.records import Context, Message, Query, Route, Sampling
 from operators.tiers import Tier

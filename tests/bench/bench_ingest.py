@@ -25,8 +25,8 @@ import psutil
 from conf.load import load
 from jobs.door import Door, from_ipc
 from jobs.ingest import NICE, plan
-from jobs.ingest_steps import Nodes, read
-from jobs.ingest_write import Report, Writer
+from jobs.ingesting.steps import Nodes, read
+from jobs.ingesting.write import Report, Writer
 from jobs.journal import Journal
 from operators.errors import Stop
 from operators.files import find

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from jobs import continual_peer
+from jobs.continual import peer as continual_peer
 from operators.learning.config import LearnerConfig
 from operators.learning.learner import Learner
 from operators.learning.objective import loss, targets, tensors

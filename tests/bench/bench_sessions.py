@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines.slots import WORTH
-from operators.engines.slotted import SlottedProcess
+from operators.engines.llama.slots import WORTH
+from operators.engines.llama.slotted import SlottedProcess
 from operators.generate import Generate, GenerateInput
 from operators.records import Context, Message, Query, Route, Sampling
 from operators.tiers import Tier

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines.models import open_model, resolve
+from operators.engines.files.models import open_model, resolve
 from tests.bench.engine_kit import Told, arguments, interval, shown, story, watched
 from tests.operators.engines.weights import GEMMA, SMOLLM2
 

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from operators.engines import sizing
+from operators.engines.files.models import resolve
 from operators.engines.make import make_engine
-from operators.engines.models import resolve
-from operators.engines.pool import Pool
-from operators.engines.pool_config import PoolConfig
-from operators.engines.pool_places import Sleeps
+from operators.engines.pool import sizing
+from operators.engines.pool.config import PoolConfig
+from operators.engines.pool.places import Sleeps
+from operators.engines.pool.pool import Pool
 from operators.engines.ports import Engine
 from operators.tiers import ModelFile, Tier
 from tests.bench.engine_kit import arguments, greedy, interval, shown, watched

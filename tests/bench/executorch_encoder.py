@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from operators.engines.executorch_runtime import Program, lower
+from operators.engines.executorch.runtime import Program, lower
 from operators.networks.bert_torch import Bert
 
 HEADS, MAX_TOKENS = 12, 256

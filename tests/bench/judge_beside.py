@@ -20,8 +20,8 @@ import psutil
 
 from conf.load import load
 from jobs.judge import step_back
+from operators.engines.child.engine import EngineProcess
 from operators.engines.make import make_engine
-from operators.engines.process import EngineProcess
 from operators.judge import Judge
 from operators.records import Interaction, Passage
 from tests.bench.engine_kit import story

@@ -17,7 +17,7 @@ from conf.load import HERE, load, load_schema, profiles
 from conf.schema import Settings
 from operators import FLOW
 from operators.embed import Embed
-from operators.engines.models import resolve
+from operators.engines.files.models import resolve
 from operators.errors import Stop
 from operators.tiers import SLOTS, ModelFile
 

@@ -12,7 +12,7 @@ from conf.load import load
 from jobs.counterfactual import ASK, Budget, Counterfactuals, body_of
 from jobs.door import Door, admin_key
 from jobs.evidence import Tally
-from jobs.learn_turns import row
+from jobs.learning.turns import row
 from operators.documents import node_id
 from operators.errors import Reject, Retry, Stop
 from operators.learning.estimates import Bootstrap, worth

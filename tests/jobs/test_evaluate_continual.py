@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from jobs import continual_digits as digits
-from jobs import continual_peer
-from jobs import continual_routing as routing
 from jobs import evaluate_continual as job
-from jobs.continual_stream import DOMAINS, SWAPPED, Stream, score, utility
+from jobs.continual import digits, routing
+from jobs.continual import peer as continual_peer
+from jobs.continual.stream import DOMAINS, SWAPPED, Stream, score, utility
 
 ROOT = Path(__file__).parents[2]
 TINY = digits.Protocol(tasks=3, passes=4, batch=16, hidden=64, train=400, rate=2e-3)

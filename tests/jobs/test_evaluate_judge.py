@@ -12,13 +12,13 @@ import pytest
 
 from conf.load import load
 from jobs import evaluate_judge as job
-from jobs import judge_metrics as metrics
-from jobs.judge_biases import biases
-from jobs.judge_fit import SMALLEST, fit
-from jobs.judge_gold import AUTHORS, KINDS, TRUTHS, gold
-from jobs.judge_injections import ATTACKS, attacks
-from jobs.judge_ratings import facts, rate, worth
-from jobs.judge_words import likelihood, own_words
+from jobs.judging import metrics
+from jobs.judging.biases import biases
+from jobs.judging.fit import SMALLEST, fit
+from jobs.judging.gold import AUTHORS, KINDS, TRUTHS, gold
+from jobs.judging.injections import ATTACKS, attacks
+from jobs.judging.ratings import facts, rate, worth
+from jobs.judging.words import likelihood, own_words
 from operators.engines.make import make_engine
 from operators.judge import Judge
 from operators.judge_layouts import LAYOUTS, orders

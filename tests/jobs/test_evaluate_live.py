@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from jobs import evaluate_live as job
-from jobs import live_report as report
-from jobs.live_service import LiveService, new_folder
+from jobs.live import report
+from jobs.live.service import LiveService, new_folder
 from operators.errors import Reject, Stop
 
 ROOT = Path(__file__).parents[2]

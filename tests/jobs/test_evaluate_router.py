@@ -13,10 +13,12 @@ import pytest
 import torch
 
 from jobs import evaluate_router as job
-from jobs import router_metrics as metrics
-from jobs import router_ours, router_outcomes, router_peers
-from jobs.router_edits import EDITS, edit
-from jobs.router_metrics import Beliefs, at_cost, curve, measure
+from jobs.routing import metrics
+from jobs.routing import ours as router_ours
+from jobs.routing import outcomes as router_outcomes
+from jobs.routing import peers as router_peers
+from jobs.routing.edits import EDITS, edit
+from jobs.routing.metrics import Beliefs, at_cost, curve, measure
 from operators.errors import Reject
 
 ROOT = Path(__file__).parents[2]

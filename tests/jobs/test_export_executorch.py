@@ -17,8 +17,8 @@ import pytest
 from conf.load import load
 from operators.attend import Attend
 from operators.embed import Embed
-from operators.engines.executorch_files import manifest_path
-from operators.engines.models import resolve
+from operators.engines.executorch.files import manifest_path
+from operators.engines.files.models import resolve
 from operators.errors import Stop
 from operators.learning import rollout as changes
 from operators.learning.weights import FILE

@@ -17,8 +17,8 @@ import pytest
 from conf.load import load
 from jobs.door import Door, admin_key, from_ipc, to_ipc
 from jobs.ingest import fingerprint, ingest, plan
-from jobs.ingest_steps import Nodes, read
-from jobs.ingest_write import Report, Writer
+from jobs.ingesting.steps import Nodes, read
+from jobs.ingesting.write import Report, Writer
 from jobs.journal import Journal, Taken
 from operators.documents import DocumentsConfig
 from operators.errors import Reject, Retry

@@ -4,7 +4,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jobs.learn_turns import row, together
+from jobs.learning.turns import row, together
 from operators.documents import node_id
 from operators.errors import Retry, Skip
 from operators.learning.arrays import to_bytes

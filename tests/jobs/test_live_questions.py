@@ -2,8 +2,8 @@
 
 import pytest
 
-from jobs.live_answers import numbers, right
-from jobs.live_questions import KINDS, MOST, Question, make
+from jobs.live.answers import numbers, right
+from jobs.live.questions import KINDS, MOST, Question, make
 
 
 def test_the_same_seed_asks_the_same_and_phases_share_nothing():

@@ -15,16 +15,16 @@ import pytest
 
 from conf.load import load
 from jobs.evidence import Tally
-from jobs.learn_turns import row
+from jobs.learning.turns import row
 from jobs.replay import main
-from jobs.replay_archive import Archive
-from jobs.replay_read import read
-from jobs.replay_rejudge import fingerprint, publish, rejudge, verdict_id
-from jobs.replay_retrain import REPLAY, retrain
-from jobs.replay_standing import standing
-from jobs.replay_turns import turns
-from jobs.replay_window import Window, ranges
-from jobs.replay_workers import Workers
+from jobs.replaying.archive import Archive
+from jobs.replaying.read import read
+from jobs.replaying.rejudge import fingerprint, publish, rejudge, verdict_id
+from jobs.replaying.retrain import REPLAY, retrain
+from jobs.replaying.standing import standing
+from jobs.replaying.turns import turns
+from jobs.replaying.window import Window, ranges
+from jobs.replaying.workers import Workers
 from operators.documents import node_id
 from operators.errors import Reject
 from operators.judge import Judge

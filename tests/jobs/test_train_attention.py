@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 
 from conf.load import load
-from jobs.attention_examples import Example, from_events
-from jobs.attention_fit import fit
+from jobs.attending.examples import Example, from_events
+from jobs.attending.fit import fit
 from jobs.train_attention import main, report_path, split, table, train
 from operators.attend import Attend
 from operators.errors import Reject, Stop

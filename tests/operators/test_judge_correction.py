@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from jobs.judge_gold import gold
-from jobs.judge_injections import ATTACKS, HARMLESS
+from jobs.judging.gold import gold
+from jobs.judging.injections import ATTACKS, HARMLESS
 from operators import judge_correction, judge_layouts
 from operators.judge import Judge
 from operators.judge_correction import Correction, digest

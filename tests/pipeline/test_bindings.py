@@ -172,7 +172,7 @@ def test_documents_search_embeddings_and_models(fused, plain):
 def test_a_killed_engine_is_covered_by_the_other_tier_and_comes_back(fused):
     def engine():
         """The process that has Gemma's weights."""
-        workers = [p for p in fused.family() if "operators.engines.worker" in " ".join(p.cmdline())]
+        workers = [p for p in fused.family() if "operators.engines.child.worker" in " ".join(p.cmdline())]
         return next(p for p in workers if any("gemma" in file.path for file in p.memory_maps()))
 
     victim = engine()

@@ -26,7 +26,7 @@ import pytest
 from typer.testing import CliRunner
 
 from conf.load import load
-from operators.engines.models import CACHE
+from operators.engines.files.models import CACHE
 from operators.errors import Reject
 from operators.tiers import ModelFile, Tier
 from pipeline.bench_models import bench

@@ -18,12 +18,12 @@ from typing import Any
 
 import gguf
 
-from operators.engines import sizing
+from operators.engines.files.models import open_model
 from operators.engines.make import make_here
-from operators.engines.models import open_model
-from operators.engines.pool import Pool
+from operators.engines.pool import sizing
+from operators.engines.pool.pool import Pool
+from operators.engines.pool.pressure import room
 from operators.engines.ports import Engine
-from operators.engines.pressure import room
 from operators.errors import Retry
 from operators.tiers import Tier
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from operators.engines.pool import Pool
-from operators.engines.pressure import Room
+from operators.engines.pool.pool import Pool
+from operators.engines.pool.pressure import Room
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile, Tier
 

@@ -20,7 +20,8 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from operators.engines import sandbox, sandbox_bpf
+from operators.engines.child import bpf as sandbox_bpf
+from operators.engines.child import sandbox
 
 LIBC = ctypes.CDLL(None, use_errno=True)
 ALL = " ".join(value for name, value in vars(sandbox_bpf).items() if name.isupper() and isinstance(value, str))

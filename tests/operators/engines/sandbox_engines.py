@@ -16,9 +16,9 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from operators.engines import sandbox
+from operators.engines.child import sandbox
+from operators.engines.files.models import open_model
 from operators.engines.make import make_here
-from operators.engines.models import open_model
 from operators.engines.ports import Engine, Generation
 from operators.tiers import ModelFile
 

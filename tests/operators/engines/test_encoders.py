@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines.bert_encoder import batches
-from operators.engines.gguf_encoder import GgufEncoder
-from operators.engines.models import resolve
-from operators.engines.onnx_encoder import OnnxEncoder, pool
+from operators.engines.child.gguf_encoder import GgufEncoder
+from operators.engines.files.models import resolve
+from operators.engines.onnx.bert_encoder import batches
+from operators.engines.onnx.encoder import OnnxEncoder, pool
 from operators.engines.ports import Encoder
 from operators.errors import Reject, Retry, Stop
 from operators.tiers import ModelFile

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from operators.engines.llama.slotted import SlottedProcess
 from operators.engines.make import make_engine
 from operators.engines.ports import Engine, Generation
-from operators.engines.slotted import SlottedProcess
 from operators.engines.text import Pieces
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile

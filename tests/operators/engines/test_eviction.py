@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines.eviction import GreedyDual
+from operators.engines.pool.eviction import GreedyDual
 
 ONES = {"a": 1, "b": 1, "c": 1}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from operators.engines import executorch_files as files
-from operators.engines.executorch_runtime import Program, installed
+from operators.engines.executorch import files
+from operators.engines.executorch.runtime import Program, installed
 from operators.engines.sampling import draw, log_probabilities
 from operators.errors import Stop
 from operators.records import encode

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from operators.engines.executorch_llm import ExecuTorchLLM
+from operators.engines.executorch.llm import ExecuTorchLLM
+from operators.engines.files.models import OpenModel, open_model
 from operators.engines.make import make_engine
-from operators.engines.models import OpenModel, open_model
 from operators.engines.ports import Engine
 from operators.errors import Reject, Stop
 from operators.tiers import ModelFile
@@ -88,7 +88,7 @@ async def engine(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[
 async def llama(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Engine]:
     """The same weights in llama.cpp."""
     gguf = pytest.importorskip("gguf")
-    from operators.engines.llama_cpp import LlamaCpp
+    from operators.engines.llama.llama_cpp import LlamaCpp
 
     path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
     tiny.write(gguf, path, seed=SEED)

@@ -15,9 +15,9 @@ from typing import Any
 import httpx
 import pytest
 
-from operators.engines import fetch as fetching
-from operators.engines.fetch import TRIES, fetch, fetchable
-from operators.engines.partial import Partial
+from operators.engines.files import fetch as fetching
+from operators.engines.files.fetch import TRIES, fetch, fetchable
+from operators.engines.files.partial import Partial
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
 from tests.operators.engines.file_server import FileServer, Reply

@@ -12,10 +12,11 @@ import gguf
 import numpy as np
 import pytest
 
-from operators.engines import gguf_header, gguf_reader
-from operators.engines.gguf_header import Header, check, parse
-from operators.engines.gguf_memory import estimate
-from operators.engines.models import inspect, resolve
+from operators.engines.files.models import inspect, resolve
+from operators.engines.gguf import header as gguf_header
+from operators.engines.gguf import reader as gguf_reader
+from operators.engines.gguf.header import Header, check, parse
+from operators.engines.gguf.memory import estimate
 from operators.errors import Stop
 from operators.tiers import ModelFile
 from tests.operators.engines import tiny_gguf as tiny

@@ -14,9 +14,9 @@ from typing import Any
 import gguf
 import pytest
 
-from operators.engines import checksums
+from operators.engines.files import checksums
+from operators.engines.files.models import CACHE, inspect, open_model, resolve
 from operators.engines.make import make_engine, make_here
-from operators.engines.models import CACHE, inspect, open_model, resolve
 from operators.errors import Stop
 from operators.tiers import ModelFile
 from tests.operators.engines import kit

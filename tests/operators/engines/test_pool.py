@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from operators.engines.pool import Pool
-from operators.engines.pressure import Room
+from operators.engines.pool.pool import Pool
+from operators.engines.pool.pressure import Room
 from operators.errors import Retry, Stop
 from tests.operators.engines import pool_rig as rig
 

@@ -13,10 +13,10 @@ from pathlib import Path
 import gguf
 import pytest
 
-from operators.engines import sizing
+from operators.engines.files.models import open_model
 from operators.engines.make import make_engine, make_here
-from operators.engines.models import open_model
-from operators.engines.pool import Pool
+from operators.engines.pool import sizing
+from operators.engines.pool.pool import Pool
 from operators.engines.ports import Engine
 from operators.tiers import Tier
 from tests.operators.engines import kit

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from operators.engines.pressure import room
+from operators.engines.pool.pressure import room
 from operators.errors import Stop
 
 ROOT = Path(__file__).parents[3]
@@ -119,7 +119,7 @@ def test_this_machine() -> None:
 def test_a_process_with_a_limit_sees_what_it_takes() -> None:
     code = (
         "import json, mmap, resource\n"
-        "from operators.engines.pressure import room\n"
+        "from operators.engines.pool.pressure import room\n"
         "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))\n"
         "before = room()\n"
         "taken = mmap.mmap(-1, 100 << 20)\n"

@@ -20,8 +20,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines import frames, process
-from operators.engines.frames import Kind
+from operators.engines.child import engine as process
+from operators.engines.child import frames
+from operators.engines.child.frames import Kind
 from operators.engines.make import make_engine
 from operators.errors import Reject, Retry, Skip, Stop
 from operators.tiers import ModelFile

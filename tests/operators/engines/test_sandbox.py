@@ -18,7 +18,7 @@ from typing import Any
 import gguf
 import pytest
 
-from operators.engines import sandbox
+from operators.engines.child import sandbox
 from operators.errors import Stop
 from tests.operators.engines import tiny_gguf
 
@@ -188,7 +188,7 @@ def test_it_can_abort_and_leaves_no_core(alone: Tried) -> None:
 
 MEMORY = """
 import mmap, resource, sys
-from operators.engines import sandbox
+from operators.engines.child import sandbox
 from operators.errors import Stop
 with open(sys.argv[1], "rb") as file:
     size = 256 << 20
@@ -220,7 +220,7 @@ def test_memory_is_limited_but_mapped_weights_are_not_counted(tmp_path: Path) ->
 
 KERNELS = """
 import dataclasses, errno, json
-from operators.engines import sandbox
+from operators.engines.child import sandbox
 class Old(sandbox.Kernel):
     def call(self, name, *arguments):
         return 0 if name == "prctl" else -errno.ENOSYS

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from operators.engines import sandbox_bpf
-from operators.engines.sandbox_bpf import MACHINES
+from operators.engines.child import bpf as sandbox_bpf
+from operators.engines.child.bpf import MACHINES
 
 
 def run(ops: list[sandbox_bpf.Op], machine: int, number: int, *arguments: int) -> int:

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from operators.engines.llama.slots import WORTH, Slots
 from operators.engines.make import make_engine
-from operators.engines.slots import WORTH, Slots
 from operators.errors import Retry
 from operators.tiers import ModelFile
 from tests.operators.engines import kit

@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from operators.engines.vllm_server import VllmServer
+from operators.engines.vllm.server import VllmServer
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
 

@@ -17,10 +17,10 @@ from typing import Any
 import gguf
 import pytest
 
-from operators.engines import vllm_launch
 from operators.engines.hf_tokenizer import HfTokenizer
-from operators.engines.leash import Leashed
-from operators.engines.vllm_server import VllmServer
+from operators.engines.vllm import launch as vllm_launch
+from operators.engines.vllm.leash import Leashed
+from operators.engines.vllm.server import VllmServer
 from operators.errors import Retry, Stop
 from operators.tiers import ModelFile
 from tests.operators.engines import hf_model
@@ -113,7 +113,7 @@ def test_the_call_has_what_we_promise_and_no_secret(tmp_path: Path) -> None:
 
 FAMILY = """
 import os, sys, threading
-from operators.engines.leash import Leashed
+from operators.engines.vllm.leash import Leashed
 def start():
     global child
     child = Leashed(["sh", "-c", "sleep 600 & sleep 600"], os.environ)

@@ -19,7 +19,7 @@ import pytest
 
 from operators.engines.make import make_engine
 from operators.engines.ports import Engine, Generation
-from operators.engines.vllm_server import VllmServer
+from operators.engines.vllm.server import VllmServer
 from operators.tiers import ModelFile
 
 STORY = "Nobody had told the miller that his new wheel would turn the other way in winter. "

@@ -18,8 +18,8 @@ import numpy as np
 import pytest
 
 from operators.engines.ports import Generated, Generation
-from operators.engines.vllm_server import PROBE, VllmServer
-from operators.engines.vllm_wire import salt
+from operators.engines.vllm.server import PROBE, VllmServer
+from operators.engines.vllm.wire import salt
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.tiers import ModelFile
 

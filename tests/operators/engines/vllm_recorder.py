@@ -7,9 +7,9 @@ from typing import Any
 
 import httpx
 
-from operators.engines import vllm_wire
 from operators.engines.ports import Generation
-from operators.engines.vllm_server import PROBE, VllmServer
+from operators.engines.vllm import wire as vllm_wire
+from operators.engines.vllm.server import PROBE, VllmServer
 
 
 def record(client: httpx.Client, engine: VllmServer) -> dict[str, Any]:

@@ -14,8 +14,8 @@ from typing import Any
 import gguf
 import httpx
 
-from operators.engines.models import resolve
-from operators.engines.vllm_server import VllmServer
+from operators.engines.files.models import resolve
+from operators.engines.vllm.server import VllmServer
 from operators.tiers import ModelFile
 
 PYTHON = os.environ.get("RUVLLM_TEST_VLLM", "")

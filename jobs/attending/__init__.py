@@ -1,0 +1,1 @@
+"""How ``train_attention`` fits the attended ranking and whether it may be used."""

@@ -1,0 +1,1 @@
+"""The streams, learners and peers of ``evaluate_continual``."""

@@ -1,0 +1,1 @@
+"""What ``export_executorch`` writes, part by part."""

@@ -1,0 +1,1 @@
+"""The steps of ``ingest``: parse, chunk, embed, write."""

@@ -1,0 +1,1 @@
+"""The gold set, the measures and the corrections of the judge."""

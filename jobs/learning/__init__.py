@@ -1,0 +1,1 @@
+"""The consumer loop of ``learn`` and what it reads."""

@@ -1,0 +1,1 @@
+"""Questions, answers and report of ``evaluate_live``."""

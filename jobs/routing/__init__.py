@@ -1,0 +1,1 @@
+"""The contest of routers of ``evaluate_router``: ours, its peers, metrics and plot."""

@@ -1,0 +1,1 @@
+"""Programs of ExecuTorch: encoder, networks, language models."""

@@ -1,0 +1,1 @@
+"""Files of models: their digests, how they are opened and fetched."""

@@ -1,0 +1,1 @@
+"""The encoder in ONNX Runtime, and what BERT encoders have in common."""

@@ -1,0 +1,1 @@
+"""Which models are loaded: budget in bytes, leases, eviction, memory pressure."""

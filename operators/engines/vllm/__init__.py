@@ -1,0 +1,1 @@
+"""vLLM, by URL or as a child in its own environment."""
