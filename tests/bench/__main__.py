@@ -23,7 +23,12 @@ QUIET = 0.15
 
 def main() -> None:
     """Run the benchmarks named on the command line, or all of them."""
+    if {"-h", "--help"} & set(sys.argv):
+        sys.exit(__doc__)
+    scripts = {path.stem.removeprefix("bench_"): path for path in sorted(Path(__file__).parent.glob("bench_*.py"))}
     wanted = [word for word in sys.argv[1:] if not word.startswith("-")]
+    if unknown := set(wanted) - set(scripts):
+        sys.exit(f"no benchmark is called {', '.join(sorted(unknown))}; there are {', '.join(scripts)}")
     options = [word for word in sys.argv[1:] if word.startswith("--") and word != "--anyway"] if wanted else []
     busy = psutil.cpu_percent(interval=3.0) / 100
     if busy > QUIET and "--anyway" not in sys.argv:
@@ -32,8 +37,7 @@ def main() -> None:
     machine = f"{psutil.cpu_count()} cores, {platform.machine()}, Python {platform.python_version()}"
     mark = " BUSY MACHINE" if busy > QUIET else ""
     failed = []
-    for script in sorted(Path(__file__).parent.glob("bench_*.py")):
-        name = script.stem.removeprefix("bench_")
+    for name, script in scripts.items():
         if wanted and name not in wanted:
             continue
         print(f"\n== {name} ({machine}; {busy:.0%} busy at the start{mark})", flush=True)
