@@ -96,12 +96,18 @@ class Slots:
                 self._free.add(slot)
 
     def _choose(self, scope: str, session: str, prompt: Sequence[int]) -> int:
-        """The session's own slot that knows most of it, else an empty one, else the one unused for longest."""
+        """The session's own slot that knows most of it, else an empty one, else the one unused for longest.
 
-        def order(slot: int) -> tuple[bool, int, bool, float]:
+        Beside a busy one if states are kept in files: llama.cpp computes in one batch what lies in adjacent slots
+        alone, and a state is read back as quickly as it is found in a slot (DECISIONS.md).
+        """
+        busy = set(range(len(self._states))) - self._free
+
+        def order(slot: int) -> tuple[bool, int, bool, bool, float]:
             state = self._states[slot]
             own = state.scope == scope and state.session == session and bool(state.tokens)
-            return not own, -state.common(scope, prompt) if own else 0, bool(state.tokens), state.used
+            alone = not busy & {slot - 1, slot + 1} and (self._max_bytes > 0 or not state.tokens)
+            return not own, -state.common(scope, prompt) if own else 0, bool(state.tokens), alone, state.used
 
         return min(self._free, key=order)
 

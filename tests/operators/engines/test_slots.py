@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import shutil
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -176,3 +177,32 @@ def test_no_order_of_requests_and_failures_crosses_a_scope(
     assert len(list(directory.iterdir())) == len(slots._parked)
     if asked and max_bytes == 100_000 and not failing and asked[-1][2] >= WORTH:
         assert slots.knows(*asked[-1][:2])
+
+
+@pytest.mark.parametrize("max_bytes", [0, 100_000])
+def test_requests_at_once_lie_in_adjacent_slots_if_states_are_kept(tmp_path: Path, max_bytes: int) -> None:
+    now = iter(range(1000))
+    slots = Slots(
+        8, Server(tmp_path, 8, frozenset()).act, directory=tmp_path, max_bytes=max_bytes, clock=lambda: next(now)
+    )
+    # After this order of leaving, the four that nobody used for longest are not neighbours.
+    leaving = [3, 6, 0, 5, 1, 2, 4, 7]
+
+    async def volley(sessions: list[str], order: list[int]) -> list[int]:
+        async with contextlib.AsyncExitStack() as all_:
+            taken, held = [], {}
+            for session in sessions:
+                one = await all_.enter_async_context(contextlib.AsyncExitStack())
+                taken.append(await one.enter_async_context(slots.take("x", session, tuple(range(90)))))
+                slots._states[taken[-1]].tokens = tuple(range(90))
+                held[taken[-1]] = one
+            for slot in order or taken:
+                await held[slot].aclose()
+            return taken
+
+    async def main() -> list[int]:
+        assert await volley([f"a{i}" for i in range(8)], leaving) == list(range(8))
+        return await volley([f"b{i}" for i in range(4)], [])
+
+    taken = asyncio.run(main())
+    assert taken == ([3, 2, 1, 0] if max_bytes else leaving[:4])
