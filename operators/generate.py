@@ -23,7 +23,7 @@ from operators.engines.pool.sizing import expected
 from operators.engines.ports import Engine, Generated, Generation
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.prompts import Prompt, fit, template
-from operators.records import Answer, Context, Piece, Query, Route, record
+from operators.records import Answer, Context, Piece, Query, Route, TokenLogprob, record
 from operators.tiers import Tier
 
 
@@ -209,18 +209,22 @@ class Generate(Operator[GenerateInput, Answer]):
             seed=sampling.seed,
             scope=one.query.tenant,
             session=one.query.session,
+            logprobs=sampling.logprobs,
         )
+        likely, told = list[TokenLogprob](), 0  # all of them, and how many went out with a piece
         began, first, text, space = time.perf_counter(), 0.0, "", ""
         last: Generated | None = None
         async with aclosing(cast("AsyncGenerator[Generated, None]", engine.generate(request))) as generated:
             async for last in generated:
+                likely += last.logprobs
                 fresh = space + last.text if text else last.text.lstrip()
                 visible = fresh.rstrip()
                 space = fresh[len(visible) :]
                 if visible:
                     first = first or time.perf_counter() - began
                     text += visible
-                    yield Piece(text=visible)
+                    yield Piece(text=visible, logprobs=tuple(likely[told:]))
+                    told = len(likely)
         if last is None or last.finish_reason is None:
             raise Retry(f"engine {engine.model}", "the stream ended without a finish_reason", "try again")
         degraded = one.context.degraded + tuple(f"unsupported:{option}" for option in last.unsupported)
@@ -242,8 +246,9 @@ class Generate(Operator[GenerateInput, Answer]):
             first_token_s=first or duration,
             duration_s=duration,
             degraded=degraded,
+            logprobs=tuple(likely),
         )
-        yield Piece(text="", answer=answer)
+        yield Piece(text="", answer=answer, logprobs=answer.logprobs[told:])
 
     def _prompt(self, name: str, engine: Engine, one: GenerateInput) -> tuple[Prompt, int]:
         """The prompt in the route's context size and, with the answer, in the window; and the most tokens to answer."""

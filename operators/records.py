@@ -100,7 +100,7 @@ class Message:
 class Sampling:
     """What the caller fixed about the generation; ``None`` leaves it to the route.
 
-    ``max_tokens`` counts completion tokens. ``tier`` is a tier's name.
+    ``max_tokens`` counts completion tokens. ``tier`` is a tier's name. ``logprobs`` asks how likely each token was.
     """
 
     tier: str | None = None
@@ -109,6 +109,7 @@ class Sampling:
     max_tokens: int | None = None
     stop: tuple[str, ...] = ()
     seed: int | None = None
+    logprobs: bool = False
 
 
 @record
@@ -376,11 +377,24 @@ FinishReason = Literal["stop", "length", "cancelled"]
 
 
 @record
+class TokenLogprob:
+    """One token of an answer: its ``text`` (half a character shows as U+FFFD) and natural ``logprob``, of the model's
+    own distribution before temperature and top-p."""
+
+    text: str
+    logprob: float
+
+
+@record
 class Piece:
-    """A part of an answer as the engine yields it. The last one has ``answer`` set, and it alone."""
+    """A part of an answer as the engine yields it. The last one has ``answer`` set, and it alone.
+
+    ``logprobs`` has the tokens sampled since the last piece, if they were asked for.
+    """
 
     text: str
     answer: Answer | None = None
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 @record
@@ -388,7 +402,8 @@ class Answer:
     """A finished generation. ``used`` names the nodes that were really in the prompt, in its order.
 
     ``cached_tokens`` of ``prompt_tokens`` were not computed again. ``first_token_s`` and ``duration_s`` count from the
-    moment the engine was asked.
+    moment the engine was asked. ``logprobs`` has every sampled token, the one that ended the answer too, if they were
+    asked for.
     """
 
     text: str
@@ -402,6 +417,7 @@ class Answer:
     first_token_s: float = 0.0
     duration_s: float = 0.0
     degraded: tuple[str, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
 
 
 # ---------------------------------------------------------------------------------------------------- for the topics

@@ -274,6 +274,7 @@ def to_query(body: api.ChatRequest, tenant: str, session: str | None, service: S
             max_tokens=body.max_completion_tokens or body.max_tokens,
             stop=stop,
             seed=body.seed,
+            logprobs=bool(body.logprobs),
         ),
         filter=_filter(body.ruvllm.filter),
         created_at=time.time(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncGenerator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable, Sequence
 from typing import Any, TypeVar
 from urllib.parse import quote
 
@@ -16,7 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from operators.errors import Retry, RuvError
 from operators.privacy.logs import masked_traceback
-from operators.records import Answer, Piece
+from operators.records import Answer, Piece, TokenLogprob
 from pipeline import http_errors
 from pipeline import schema as api
 from pipeline.service import Service, Turn
@@ -77,6 +77,22 @@ def headers(turn: Turn) -> dict[str, str]:
     }
 
 
+def _logprobs(turn: Turn, tokens: Sequence[TokenLogprob]) -> dict[str, Any] | None:
+    """As ``schema.Logprobs``; ``None`` if nobody asked."""
+    if not turn.query.sampling.logprobs:
+        return None
+    content = [
+        {
+            "token": one.text,
+            "logprob": one.logprob,
+            "bytes": None if "\ufffd" in one.text else list(one.text.encode("utf-8", "replace")),
+            "top_logprobs": [],
+        }
+        for one in tokens
+    ]
+    return {"content": content, "refusal": None}
+
+
 def completion(turn: Turn, answer: Answer) -> dict[str, Any]:
     """A whole answer; the keys are those of ``schema.ChatCompletion``."""
     return {
@@ -89,7 +105,7 @@ def completion(turn: Turn, answer: Answer) -> dict[str, Any]:
                 "index": 0,
                 "message": {"role": "assistant", "content": answer.text, "refusal": None},
                 "finish_reason": _finish(answer),
-                "logprobs": None,
+                "logprobs": _logprobs(turn, answer.logprobs),
             }
         ],
         "usage": _usage(answer),
@@ -111,8 +127,11 @@ async def events(
         "model": turn.route.tier,
     }
 
-    def event(delta: dict[str, Any], finish: str | None = None, **rest: Any) -> bytes:
-        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
+    def event(
+        delta: dict[str, Any], finish: str | None = None, tokens: Sequence[TokenLogprob] = (), **rest: Any
+    ) -> bytes:
+        likely = _logprobs(turn, tokens) if tokens else None
+        choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": likely}
         return b"data: " + orjson.dumps({**head, "choices": [choice], **rest}) + b"\n\n"
 
     yield event({"role": "assistant", "content": ""})
@@ -120,12 +139,12 @@ async def events(
     try:
         while piece is not None:
             if piece.text:
-                yield event({"content": piece.text})
+                yield event({"content": piece.text}, tokens=piece.logprobs)
             if piece.answer is not None:
                 answer = piece.answer
                 head["model"] = answer.tier
                 facts = {"ruvllm": _ruvllm(turn, answer)}
-                yield event({}, _finish(answer), **({} if include_usage else facts))
+                yield event({}, _finish(answer), piece.logprobs, **({} if include_usage else facts))
                 if include_usage:
                     last = {**head, "choices": [], "usage": _usage(answer), **facts}
                     yield b"data: " + orjson.dumps(last) + b"\n\n"

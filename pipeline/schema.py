@@ -102,7 +102,8 @@ class ChatRequest(In):
         None, description="who asks; also names the session if no header does"
     )
     n: Literal[1] | None = None
-    logprobs: Literal[False] | None = None
+    logprobs: bool | None = Field(None, description="say how likely each token of the answer was")
+    top_logprobs: Literal[0] | None = None
     frequency_penalty: Literal[0] | None = None
     presence_penalty: Literal[0] | None = None
     response_format: dict[Literal["type"], Literal["text"]] | None = None
@@ -175,13 +176,32 @@ class AssistantMessage(Out):
     refusal: None = None
 
 
+class TokenLogprob(Out):
+    """A token of the answer and its natural log-probability, before temperature and top-p.
+
+    The one that ended the answer is there too. ``bytes`` is null for half a character.
+    """
+
+    token: str
+    logprob: float
+    bytes: list[int] | None
+    top_logprobs: list[None] = []
+
+
+class Logprobs(Out):
+    """How likely the answer was, token by token."""
+
+    content: list[TokenLogprob]
+    refusal: None = None
+
+
 class Choice(Out):
     """The one choice of a completion."""
 
     index: int = 0
     message: AssistantMessage
     finish_reason: Literal["stop", "length"]
-    logprobs: None = None
+    logprobs: Logprobs | None = None
 
 
 class ChatCompletion(Out):

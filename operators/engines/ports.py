@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from operators.records import F32, I32, FinishReason, record
+from operators.records import F32, I32, FinishReason, TokenLogprob, record
 
 
 @record
@@ -32,15 +32,6 @@ class Generation:
     scope: str = ""
     session: str = ""
     logprobs: bool = False
-
-
-@record
-class TokenLogprob:
-    """One token of an answer: its ``text`` (half a character shows as U+FFFD) and natural ``logprob``, of the model's
-    own distribution before temperature and top-p."""
-
-    text: str
-    logprob: float
 
 
 @record

@@ -35,6 +35,7 @@ def error(answer, status):
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"seed": -1}, "seed"),
         ({"n": 2}, "n"),
+        ({"logprobs": True, "top_logprobs": 3}, "top_logprobs"),
         ({"stop": ""}, "stop"),
         ({"stop": ["x"] * 9}, "stop"),
         ({"messages": []}, "messages"),

@@ -65,6 +65,20 @@ def test_openai_client_stream_equals_the_whole_answer(client):
     assert [c.choices[0].finish_reason for c in chunks if c.choices][-1] in ("stop", "length")
 
 
+def test_openai_client_is_told_how_likely_every_token_was(client):
+    ask = {"model": "135M", "messages": [{"role": "user", "content": QUESTION}], "temperature": 0, "max_tokens": 16}
+    choice = client.chat.completions.create(**ask, logprobs=True).choices[0]
+    tokens = choice.logprobs.content
+    assert all(-20 < one.logprob <= 0 for one in tokens)
+    said = b"".join(bytes(one.bytes) for one in tokens).decode()
+    assert said.strip().startswith(choice.message.content)  # the token that ended it comes after
+    streamed = list(client.chat.completions.create(**ask, logprobs=True, stream=True))
+    parts = [c.choices[0].logprobs.content for c in streamed if c.choices and c.choices[0].logprobs]
+    assert len(parts) > 1
+    assert [one.token for part in parts for one in part] == [one.token for one in tokens]
+    assert client.chat.completions.create(**ask).choices[0].logprobs is None
+
+
 def test_without_include_usage_the_last_chunk_has_the_facts(inproc):
     with inproc.http.stream("POST", "/v1/chat/completions", json=chat(stream=True)) as response:
         assert response.headers["content-type"].startswith("text/event-stream")

@@ -23,9 +23,10 @@ from operators.engines.executorch.state import State
 from operators.engines.files.models import OpenModel
 from operators.engines.hf_tokenizer import HfTokenizer
 from operators.engines.native import Workers, spare_threads
-from operators.engines.ports import Generated, Generation, TokenLogprob
+from operators.engines.ports import Generated, Generation
 from operators.engines.sampling import draw, log_probabilities
 from operators.errors import Stop
+from operators.records import TokenLogprob
 
 STEP = 128
 """Most prompt tokens between two looks at whether the request was cancelled."""

@@ -17,8 +17,9 @@ import numpy.typing as npt
 from operators.engines import text
 from operators.engines.files.models import OpenModel
 from operators.engines.native import Workers, spare_threads
-from operators.engines.ports import Generated, Generation, TokenLogprob
+from operators.engines.ports import Generated, Generation
 from operators.errors import Reject, Stop
+from operators.records import TokenLogprob
 
 STEP = 128
 """Prompt tokens between two looks at whether the request was cancelled."""

@@ -16,8 +16,9 @@ from operators.engines import text
 from operators.engines.files.models import OpenModel
 from operators.engines.llama import llama_cpp
 from operators.engines.native import Workers, cores, spare_threads
-from operators.engines.ports import Generated, Generation, TokenLogprob
+from operators.engines.ports import Generated, Generation
 from operators.errors import Retry, RuvError, Stop
+from operators.records import TokenLogprob
 
 DOOR = "door.sock"
 """The server's socket in the directory of its states."""

@@ -16,11 +16,12 @@ import numpy.typing as npt
 
 from operators.engines import text
 from operators.engines.hf_tokenizer import HfTokenizer
-from operators.engines.ports import Generated, Generation, TokenLogprob
+from operators.engines.ports import Generated, Generation
 from operators.engines.vllm import wire as vllm_wire
 from operators.engines.vllm.config import VllmConfig
 from operators.engines.vllm.launch import Launched, command, directory, environment
 from operators.errors import Retry, RuvError, Stop
+from operators.records import TokenLogprob
 from operators.tiers import ModelFile
 
 PROBE = "One text for 2 tokenizers, the same: été, 東京 🤩\n"
