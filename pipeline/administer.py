@@ -40,7 +40,7 @@ def administer(settings: Settings, url: str | None, call: str, tenant: str, fiel
     """
     check_tenant("--tenant", tenant)
     address = settings.http.url() if url is None else url
-    with contextlib.closing(Client(address, _key(settings.data_dir, url))) as client:
+    with contextlib.closing(Client(address, admin_key(settings.data_dir, url))) as client:
         if url is not None or client.alive():
             method, path = DOORS[call]
             body = {"tenant": tenant, **fields}
@@ -88,7 +88,7 @@ def _answer(result: Any, fields: Mapping[str, Any]) -> Any:
 _ENCODED = ("export", "import", "back_up", "restore_backup")
 
 
-def _key(data_dir: Path, url: str | None) -> str | None:
+def admin_key(data_dir: Path, url: str | None) -> str | None:
     """The administrator's key: the environment's, else the service's own; ``None`` lets the service say it's needed."""
     if key := os.environ.get(KEY_VARIABLE, "").strip():
         return key

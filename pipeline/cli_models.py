@@ -232,10 +232,10 @@ def _running(settings: Settings) -> dict[str, str]:
 
 @contextlib.contextmanager
 def _service(settings: Settings, url: str | None) -> Iterator[Client]:
-    from pipeline.administer import _key as key_for
+    from pipeline.administer import admin_key
 
     address = settings.http.url() if url is None else url
-    with contextlib.closing(Client(address, key_for(settings.data_dir, url))) as client:
+    with contextlib.closing(Client(address, admin_key(settings.data_dir, url))) as client:
         yield client
 
 
