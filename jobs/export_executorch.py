@@ -8,7 +8,7 @@ Each of them (``exporting.parts``):
 2 compare   the program is loaded and held against the network in torch on random inputs (``export.tolerance``)
 3 write     program and manifest, under a name that carries its checksum
 
-and then ``settings.yaml``, with which a service runs them: RUVLLM_CONFIG=DIR/settings.yaml ruvllm serve --profile edge
+and then ``settings.yaml``, with which a service runs them; the command for that is printed at the end.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -26,14 +27,18 @@ import numpy as np
 import yaml
 
 from conf.load import load
-from conf.schema import Settings
+from conf.reader import parse
+from conf.schema import DATA_DIR, Settings
 from jobs.exporting.parts import PARTS, differs
 from operators.engines.executorch import files
 from operators.engines.executorch.runtime import Program, lower
 from operators.errors import RuvError, Stop
+from operators.networks import attention
 from operators.stores.durable import replace
 
 WHO = "export"
+SETTINGS = "settings.yaml"
+HEAD = "# Made by: ruvllm export executorch. Name this file in RUVLLM_CONFIG, or put its keys into your own.\n"
 
 
 def export(settings: Settings, out: Path, only: Sequence[str] = ()) -> Iterator[dict[str, Any]]:
@@ -46,8 +51,11 @@ def export(settings: Settings, out: Path, only: Sequence[str] = ()) -> Iterator[
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise Stop(WHO, f"can't make {out}: {e.strerror}", "name another --out") from e
+    names = only or [part for part in PARTS if part != "encoder" or settings.export.encoder]
+    _agree(settings, names)
+    chosen = _read_settings(out / SETTINGS)
     made: dict[str, Path] = {}
-    for name in only or [part for part in PARTS if part != "encoder" or settings.export.encoder]:
+    for name in names:
         began, part = time.perf_counter(), PARTS[name](settings)
         random = np.random.default_rng(0)
         data = lower(part.module, tuple(map(torch.from_numpy, part.draw(random))), part.varies)
@@ -74,29 +82,60 @@ def export(settings: Settings, out: Path, only: Sequence[str] = ()) -> Iterator[
             "bytes": manifest.bytes,
             "source": part.source,
             "difference": manifest.difference,
+            "served": name != "attention" or bool(settings.attend.checkpoint),
             "seconds": round(time.perf_counter() - began, 1),
         }
-    _write_settings(settings, out.absolute(), made)
+    _write_settings(settings, out.absolute(), made, chosen)
 
 
-def _write_settings(settings: Settings, out: Path, made: dict[str, Path]) -> None:
-    """The settings that serve what was exported, now or before; an untrained attention network is served nowhere."""
+def _agree(settings: Settings, names: Sequence[str]) -> None:
+    """Raise ``Stop`` for a ranking that was trained on vectors of another encoder than the one exported with it."""
+    encoder, path = settings.export.encoder, settings.attend.checkpoint
+    if encoder is None or not path or not {"encoder", "attention"} <= set(names):
+        return
+    trained_on = attention.load(Path(path)).encoder.partition("@")[0]
+    if trained_on not in ("", encoder.id):
+        got = f"{path} was trained on vectors of {trained_on}, the encoder to export is {encoder.id}"
+        again = f"export --only encoder, train anew with RUVLLM_CONFIG={SETTINGS}, then export --only attention"
+        raise Stop(WHO, got, f"{again}; or export the router and the attention alone")
+
+
+def _read_settings(path: Path) -> dict[str, Any]:
+    """What an earlier export wrote. Raises ``Stop`` if it can't be gone on with."""
+    try:
+        found = parse(path.read_text(), str(path)) if path.exists() else {}
+    except (OSError, UnicodeDecodeError) as e:
+        raise Stop(WHO, f"can't read {path}: {e}", "remove it, or name another --out") from e
+    if not isinstance(found, dict | None):
+        raise Stop(WHO, f"{path} has no settings", "remove it, or name another --out")
+    return found or {}
+
+
+def _write_settings(settings: Settings, out: Path, made: dict[str, Path], chosen: dict[str, Any]) -> None:
+    """The settings that serve what was exported, now or before (``chosen``); an untrained attention network is served
+    nowhere.
+
+    What lies in the data directory is named from there, so that the directory can go to another device.
+    """
+
+    def named(path: Path) -> str:
+        inside = path.is_relative_to(settings.data_dir)
+        return f"{DATA_DIR}/{path.relative_to(settings.data_dir)}" if inside else str(path)
 
     def file(name: str, model: str) -> dict[str, str]:
         sha256 = files.read_manifest(made[name], WHO).sha256
         # The profile may take its model from a package, and a file has one source.
-        return {"id": model, "package": "", "file": "", "path": str(made[name]), "sha256": sha256}
+        return {"id": model, "package": "", "file": "", "path": named(made[name]), "sha256": sha256}
 
-    path = out / "settings.yaml"
-    chosen: dict[str, Any] = yaml.safe_load(path.read_text()) or {} if path.exists() else {}
+    path = out / SETTINGS
     if "encoder" in made and settings.export.encoder:
         chosen["embed"] = {"backend": "executorch", "model": file("encoder", settings.export.encoder.id)}
     if "router" in made:
         chosen["route"] = {"pte": file("router", "router")}
     if "attention" in made and (checkpoint := settings.attend.checkpoint):
-        made_from = str(Path(checkpoint).absolute())
+        made_from = named(Path(checkpoint).absolute())
         chosen["attend"] = {"checkpoint": made_from, "pte": file("attention", "attention")}
-    text = "# Made by: ruvllm export executorch\n" + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
+    text = HEAD + yaml.safe_dump(chosen, sort_keys=False, allow_unicode=True)
     try:
         replace(path, text.encode())
     except OSError as e:
@@ -117,9 +156,12 @@ def main(args: Sequence[str] | None = None) -> None:
         out = given.out or settings.data_dir / "executorch"
         for row in export(settings, out, given.only):
             said = f"{row['part']:<10} {row['bytes'] / 1e6:8.2f} MB  {row['seconds']:5.1f} s  {row['path']}"
+            said += "" if row["served"] else "  (untrained, so not served: set attend.checkpoint)"
             print(json.dumps(row) if given.json else said, flush=True)
         if not given.json:
-            print(f"serve them: RUVLLM_CONFIG={out.absolute()}/settings.yaml ruvllm serve --profile edge")
+            sets = [word for item in given.overrides for word in ("--set", item)]
+            serve = shlex.join(["ruvllm", "serve", "--profile", settings.profile, *sets])
+            print(f"serve them: RUVLLM_CONFIG={shlex.quote(str(out.absolute() / SETTINGS))} {serve}")
     except RuvError as error:
         sys.exit(str(error))
 

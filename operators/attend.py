@@ -130,6 +130,12 @@ class Attend(Operator[AttendInput, Context]):
                 raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")
             self._network = AttentionProgram(config.pte, self._cache_dir, weights).attend
 
+    def fits(self, encoder: str) -> None:
+        """Raise ``Stop`` if the network was trained on vectors of another encoder than ``encoder``."""
+        if self.weights is not None and self.weights.encoder not in ("", encoder):
+            got = f"weights for vectors of {self.weights.encoder}, vectors of {encoder}"
+            raise Stop(self.name, got, "train anew for this encoder, or set ranking: similarity")
+
     async def close(self) -> None:
         """Forget the weights."""
         self.weights = None
@@ -148,9 +154,7 @@ class Attend(Operator[AttendInput, Context]):
             weights: npt.NDArray[np.floating] = np.zeros_like(scores)
             share = self.config.min_relative
         else:
-            if self.weights.encoder not in ("", item.embedded.encoder):
-                got = f"weights for vectors of {self.weights.encoder}, vectors of {item.embedded.encoder}"
-                raise Stop(self.name, got, "train anew for this encoder, or set ranking: similarity")
+            self.fits(item.embedded.encoder)
             scores = weights = attention_scores(self.weights, item.embedded.vector, near, self._network)
             share = self.config.min_relative_attention
         if not np.isfinite(scores).all():

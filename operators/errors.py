@@ -32,6 +32,11 @@ class RuvError(Exception):
         return f"{self.who}: {self.got}; {self.remedy}"
 
 
+def happened(error: Exception) -> str:
+    """What went wrong, without the remedy: for an error that names its own."""
+    return f"{error.who}: {error.got}" if isinstance(error, RuvError) else f"{type(error).__name__}: {error}"
+
+
 class Retry(RuvError):
     """The same call may succeed later.
 

@@ -21,7 +21,7 @@ from operators.engines.pool.config import PoolConfig
 from operators.engines.pool.pool import Pool
 from operators.engines.pool.sizing import expected
 from operators.engines.ports import Engine, Generated, Generation
-from operators.errors import Reject, Retry, RuvError, Stop
+from operators.errors import Reject, Retry, RuvError, Stop, happened
 from operators.prompts import Prompt, fit, template
 from operators.records import Answer, Context, Piece, Query, Route, TokenLogprob, record
 from operators.tiers import Tier
@@ -179,7 +179,7 @@ class Generate(Operator[GenerateInput, Answer]):
                 failed = e  # it may fit the window of another tier
             except Exception as e:
                 when = (e.retry_after_s, e.status) if isinstance(e, Retry) else ()
-                failed = Retry(f"generate: tier {name}", f"{type(e).__name__}: {e}", "try again", *when)
+                failed = Retry(f"generate: tier {name}", happened(e), "try again", *when)
                 await self.pool.probe(name)  # an engine that died is not left to the next request
                 if begun:
                     raise failed from e

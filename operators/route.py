@@ -107,7 +107,7 @@ class Router(Operator[RouteInput, Route]):
         super().__init__()
         self.config = config
         self._cache_dir = cache_dir
-        self._program: RouterProgram | None = None
+        self.program: RouterProgram | None = None
         self._tiers = tuple(sorted(tiers, key=lambda tier: tier.slot))
         self._by_name = {tier.name: tier for tier in self._tiers}
         taken = {tier.slot for tier in self._tiers}
@@ -127,11 +127,11 @@ class Router(Operator[RouteInput, Route]):
 
             if self._cache_dir is None:
                 raise Stop(self.name, "pte without a directory for checksums", "give cache_dir")
-            self._program = RouterProgram(config.pte, self._cache_dir)
+            self.program = RouterProgram(config.pte, self._cache_dir)
         self._active = self._served(Active(starting(config.checkpoint, tied=config.tied)))
 
     def _served(self, active: Active) -> Active:
-        return active if self._program is None else self._program.serve(active)
+        return active if self.program is None else self.program.serve(active)
 
     async def run(self, batch: Sequence[RouteInput]) -> list[Route]:
         """A route for every input, in order."""
@@ -161,6 +161,8 @@ class Router(Operator[RouteInput, Route]):
         numbers, while a session that lost it would route like a new one.
         """
         old, self._active = self.active, self._served(active)
+        if self.program is not None:
+            self.program.tell(self._active)
         return old
 
     def decide(self, item: RouteInput) -> Route:

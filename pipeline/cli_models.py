@@ -193,7 +193,7 @@ def _states(settings: Settings, ids: list[str] | None, as_json: bool, *, anew: b
     cache, rows, running = settings.data_dir / "cache", [], {} if anew else _running(settings)
     for use in _chosen(settings, ids):
         row = {"tier": use.name, "engine": use.engine, **inspect(use.model, cache, anew=anew), "memory_bytes": 0}
-        row["running"] = running.get(use.name, "")
+        row["running"], row["reason"] = running.get(use.name, ("", ""))
         if use.tier and row["path"]:
             with contextlib.suppress(Stop), warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # the row says what is unchecked
@@ -204,12 +204,14 @@ def _states(settings: Settings, ids: list[str] | None, as_json: bool, *, anew: b
     for row in rows if not as_json else []:  # no table: it would cut the paths
         size = f"{row['bytes'] / 1e6:.1f} MB  " if row["bytes"] else ""
         memory = f"about {row['memory_bytes'] / 1e6:.0f} MB in memory  " if row["memory_bytes"] else ""
-        now = f"  {row['running']} in the service" if row["running"] else ""
+        why = f": {row['reason']}" if row["reason"] and row["path"] else ""  # else the file's line says it
+        now = f"  {row['running']} in the service{why}" if row["running"] else ""
         what = escape(f"{row['id']}  {row['engine']}  {size}{memory}{row['licence']}{now}")
         _out(f"[bold]{escape(row['tier'])}[/bold]  {what}")
         seen = f"  SHA-256 {row['sha256']}" if anew and row["path"] else ""
+        remedy = f"; {row['remedy']}" if row["remedy"] else ""
         style = "" if row["path"] else "[red]"
-        _out(style + escape(f"  {row['state']}  {row['path']}{seen}".rstrip()))
+        _out(style + escape(f"  {row['state']}{remedy}  {row['path']}{seen}".rstrip()))
     if not all(row["path"] for row in rows):
         raise typer.Exit(1)
 
@@ -223,10 +225,10 @@ def _told(tier: str, what: str, profile: str | None, set_: list[str] | None, url
     _out(escape(f"{tier}: {row['state']}  {row['bytes'] / 1e6:.0f} MB in memory  {row['reason']}".rstrip()))
 
 
-def _running(settings: Settings) -> dict[str, str]:
-    """What the service, if one runs, says of each tier: ``ready``, ``absent`` and so on."""
+def _running(settings: Settings) -> dict[str, tuple[str, str]]:
+    """What the service, if one runs, says of each tier: ``ready``, ``absent`` and so on, and what went wrong last."""
     with contextlib.suppress(RuvError), _service(settings, None) as client:
-        return {row["tier"]: row["state"] for row in client.call("GET", "/v1/admin/models")}
+        return {row["tier"]: (row["state"], row["reason"]) for row in client.call("GET", "/v1/admin/models")}
     return {}
 
 
@@ -241,7 +243,7 @@ def _service(settings: Settings, url: str | None) -> Iterator[Client]:
 
 def _door(tier: str, what: str) -> str:
     """The endpoint for a tier, whose name is one step of the address whatever is in it."""
-    if not tier.strip("."):
+    if not tier.strip(".") or "/" in tier:  # a step of the address that no tier's name can be
         raise Reject("models", f"no tier is called {tier!r}", "see 'ruvllm models list'")
     return f"/v1/admin/models/{quote(tier, safe='')}/{what}"
 

@@ -161,10 +161,11 @@ def _raise(response: httpx.Response) -> None:
         page = " ".join(re.sub(r"<[^>]*>", " ", response.text or response.reason_phrase).split())[:200]
         message, param, code = f"{page}; see that RuvLLM listens at {response.url}", None, None
     who = f"service ({response.status_code})"
-    if response.status_code in (429, 503):
-        raise Retry(who, message, "try again", float(response.headers.get("retry-after", "1")), response.status_code)
     # Our service's messages end with the remedy already.
     got, _, remedy = message.rpartition("; ")
+    if response.status_code in (429, 503):
+        after_s = float(response.headers.get("retry-after", "1"))
+        raise Retry(who, got or message, remedy if got else "try again", after_s, response.status_code)
     if response.status_code < 500:
         raise Reject(who, got or message, remedy if got else "change the request", response.status_code, param, code)
     raise Stop(who, got or message, remedy if got else "see where the service runs")

@@ -55,7 +55,10 @@ class Guard:
         """Raise ``Reject`` (401) unless this ``Authorization`` header has the administrator's key."""
         scheme, _, given = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not hmac.compare_digest(self._admin, given.strip().encode()):
-            remedy = f"send 'Authorization: Bearer KEY' with the key in the file {KEY_FILE} of the service's data_dir"
+            remedy = (
+                f"send 'Authorization: Bearer KEY' with the key in the file {KEY_FILE} of the service's data_dir"
+                f" (ruvllm looks there, by --profile and --set data_dir, or takes {KEY_VARIABLE})"
+            )
             raise Reject("guard", "no valid administrator's key", remedy, 401, code="invalid_admin_key")
 
 

@@ -88,6 +88,8 @@ class Host:
                     raise
                 self.failed = error
             self._stages.append(stage)
+            if isinstance(stage, Attend) and self._embed is not None:
+                stage.fits(self._embed.id)  # else every question that finds something would fail
         self._chain = Chain([stage for stage in self._stages if stage.name != "generate"])
         await self._warm()
         if self._memory is not None:
@@ -95,6 +97,8 @@ class Host:
         if self._router is not None:
             updates = Updates(self._router, make_registry(self.settings), self.settings.promotion.poll_s)
             await asyncio.to_thread(updates.look)
+            if self._router.program is not None:  # not before: what was promoted acts only now
+                self._router.program.tell(self._router.active)
             self._tending.append(asyncio.create_task(updates.run()))
 
     def _build(self, name: str, cache_dir: Path) -> Operator[Any, Any]:

@@ -93,7 +93,8 @@ def check_weights(settings: Settings) -> list[str]:
     needed = [file for file in (settings.embed.model, settings.embed.tokenizer) if file is not None]
     broken = [str(error) for file in needed if (error := _problem(file, cache))]
     if broken:
-        raise Stop("embed", " / ".join(broken), "the encoder is needed for everything")
+        made = ": ruvllm export executorch --only encoder" if settings.embed.backend == "executorch" else ""
+        raise Stop("embed", " / ".join(broken), f"the encoder is needed for everything{made}")
     elsewhere = {tier.name for tier in settings.tiers if tier.vllm is not None and tier.vllm.url}
     tiers = {tier.name: "" if tier.name in elsewhere else _problem(tier.model, cache) for tier in settings.tiers}
     bad = [f"tier {name}: {error}" for name, error in tiers.items() if error]

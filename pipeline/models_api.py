@@ -8,6 +8,7 @@ from typing import Annotated
 from fastapi import FastAPI, Path
 
 from operators.engines.pool.places import TierStatus
+from operators.errors import Reject
 from pipeline.admin_api import PREFIX
 from pipeline.event_metrics import Row
 from pipeline.guard import Admin
@@ -35,7 +36,10 @@ def install(app: FastAPI, service: Service) -> None:
         return await _do("unload", tier)
 
     async def _do(action: Action, tier: str) -> list[TierStatus]:
-        service.tier(tier)
+        known = [one.name for one in service.settings.tiers]
+        if tier not in known:
+            got, remedy = f"no tier {tier!r}", f"use one of: {', '.join(known)}"
+            raise Reject("models", got, remedy, 404, "tier", "model_not_found")
         return list(await service.backend.models(action, tier))
 
 

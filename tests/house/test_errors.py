@@ -4,7 +4,7 @@ import pickle
 
 import pytest
 
-from operators.errors import Reject, Retry, RuvError, Skip, Stop
+from operators.errors import Reject, Retry, RuvError, Skip, Stop, happened
 
 SAMPLES = [
     Retry("memory", "no answer in 2 s", "try again", 2.5, 429),
@@ -20,6 +20,11 @@ def test_they_survive_pickling_with_every_field(error):
     assert type(copy) is type(error)
     assert vars(copy) == vars(error)
     assert str(copy) == f"{error.who}: {error.got}; {error.remedy}"
+
+
+def test_what_happened_is_told_without_another_remedy():
+    assert happened(SAMPLES[0]) == "memory: no answer in 2 s"
+    assert happened(KeyError("x")) == "KeyError: 'x'"
 
 
 def test_every_error_is_one_of_the_four():

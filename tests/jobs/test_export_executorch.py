@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from conf.load import load
@@ -30,7 +31,7 @@ from operators.route import Router
 from operators.stores.checkpoints import Registry
 from operators.tiers import ModelFile, Tier
 from tests.operators.engines import minilm_fp32, weights
-from tests.service import ROOT
+from tests.service import ROOT, Running
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,6 +40,7 @@ pytestmark = [
 ]
 PARTS = ["encoder", "router", "attention"]
 CLOSE = 1e-4
+QUESTION = "How tall is the Vell lighthouse?"
 TEXTS = [
     "What is the capital of France?",
     "¿Dónde está la biblioteca? 図書館はどこですか 🤩",
@@ -236,6 +238,61 @@ async def test_the_encoder_equals_torch(served: Any, tmp_path: Path) -> None:
         await embed.close()
 
 
+def asked(service: Running) -> tuple[Any, Any]:
+    """The vectors of ``TEXTS`` and a decision, as the service gives them over HTTP."""
+    texts = [text for text in TEXTS if text]
+    rows = service.http.post("/v1/embeddings", json={"input": texts}).json()["data"]
+    question = {"messages": [{"role": "user", "content": QUESTION}]}
+    return np.array([row["embedding"] for row in rows], np.float32), service.http.post(
+        "/v1/route", json=question
+    ).json()
+
+
+def programs(service: Running) -> set[str]:
+    """The kinds of the programs that its process has mapped."""
+    maps = psutil.Process(service.process.pid).memory_maps()
+    return {Path(one.path).name.partition("-")[0] for one in maps if one.path.endswith(".pte")}
+
+
+def test_the_edge_service_answers_with_the_programs(folder: Path, served: Any, tmp_path: Path) -> None:
+    """A whole service on what was exported, then killed, and again with numpy in the programs' place."""
+    env = {"RUVLLM_CONFIG": str(folder / "settings.yaml")}
+    sets = ("http.port=0", "route.deterministic=true", "judge_job.enabled=false")
+    service = Running(folder.parent, *sets, profile="edge", env=env).start()
+    try:
+        assert service.ingest()["added"] == 3
+        service.wait_published(3)
+        body = {"messages": [{"role": "user", "content": QUESTION}], "stream": True, "temperature": 0}
+        with service.http.stream("POST", "/v1/chat/completions", json=body) as answer:
+            lines = [line.removeprefix("data: ") for line in answer.iter_lines() if line]
+        assert lines[-1] == "[DONE]"
+        chunks = [json.loads(line) for line in lines[:-1]]
+        assert sum(bool(choice["delta"].get("content")) for chunk in chunks for choice in chunk["choices"]) > 1
+        facts = next(chunk["ruvllm"] for chunk in chunks if chunk.get("ruvllm"))
+        assert (facts["degraded"], facts["route"]["checkpoint"]) == ([], "router-000001")
+        assert len(facts["citations"]) > 0
+        vectors, decision = asked(service)
+        assert programs(service) == {"encoder", "router", "attention"}
+    finally:
+        service.kill()
+    reference = minilm_fp32.MiniLm(resolve(weights.MINILM_FP32, tmp_path), resolve(weights.MINILM_TOKENIZER, tmp_path))
+    expected = reference.encode([text for text in TEXTS if text], max_tokens=served.embed.max_tokens)
+    assert np.abs(vectors - expected).max() < CLOSE
+    assert decision["ranking"] == "attention"
+    service.sets += ("route.pte=null", "attend.pte=null")
+    service.start()
+    try:
+        again, plain = asked(service)
+        assert programs(service) == {"encoder"}
+    finally:
+        service.stop()
+    np.testing.assert_array_equal(again, vectors)
+    assert [row["node_id"] for row in decision["passages"]] == [row["node_id"] for row in plain["passages"]]
+    for name in ("confidence", "temperature", "top_p"):
+        assert abs(decision["route"][name] - plain["route"][name]) < CLOSE, name
+    assert "numpy routes" not in service.log.read_text()
+
+
 async def test_an_encoder_made_for_other_settings_stops(served: Any, tmp_path: Path) -> None:
     for change in ({"max_tokens": 300}, {"pooling": "cls"}):
         with pytest.raises(Stop, match="a program for 256 tokens and pooling mean"):
@@ -249,3 +306,21 @@ def test_what_differs_from_torch_is_not_exported(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "the router differs from torch by" in done.stderr
     assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_ranking_is_not_exported_beside_another_encoder(tmp_path: Path) -> None:
+    """Of which the service would refuse every question that finds something."""
+    attention.save(dataclasses.replace(ranking(), encoder="another"), tmp_path / "ranking.safetensors")
+    command = [sys.executable, "-m", "jobs.export_executorch", "--profile", "edge", "--set", f"data_dir={tmp_path}"]
+    command += ["--set", f"attend.checkpoint={tmp_path}/ranking.safetensors"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 1
+    assert "was trained on vectors of another" in done.stderr
+    assert list(tmp_path.glob("executorch/*")) == []
+
+
+def test_what_is_in_the_data_directory_can_be_moved_with_it(folder: Path, served: Any, tmp_path: Path) -> None:
+    moved = load("edge", overrides=[f"data_dir={tmp_path}"], env={"RUVLLM_CONFIG": str(folder / "settings.yaml")})
+    for file in (moved.settings.embed.model, moved.settings.route.pte, moved.settings.attend.pte):
+        assert Path(file.path).parent == tmp_path / "executorch"
+    assert moved.settings.attend.checkpoint == str(tmp_path / "ranking.safetensors")

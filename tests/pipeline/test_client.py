@@ -112,3 +112,10 @@ def test_the_gate_named_is_the_one_that_is_set(meet):
     settings = load("test", overrides=["attend.min_similarity=0.98", "search.mode=text"]).settings
     said = "nothing was close enough (best: node0, similarity 0.900; attend.min_similarity of profile test: 0.980)"
     assert meet(200, hits(0.41, 0.2)).unused("x", settings) == said
+
+
+def test_the_services_own_words_come_with_one_remedy(meet):
+    client = meet(503, json.dumps({"error": {"message": "route: no tier; wait, or name no tier"}}).encode())
+    with pytest.raises(Retry) as raised:
+        client.post("/v1/memory/search", {"query": "x"})
+    assert str(raised.value) == "service (503): route: no tier; wait, or name no tier"

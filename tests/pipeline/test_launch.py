@@ -1,11 +1,13 @@
 """Starting under bad conditions: a clear error and a clean end, or service with what is left."""
 
+import dataclasses
 import os
 import socket
 import subprocess
 
 import pytest
 
+from operators.networks import attention
 from tests.service import ROOT, Running, free_port
 
 pytestmark = pytest.mark.slow
@@ -64,6 +66,12 @@ def test_a_full_disk(tmp_path):
         subprocess.run(["umount", disk], check=True)
     assert "No space left on device" in said
     assert "free some space" in said
+
+
+def test_a_ranking_trained_on_another_encoder(tmp_path):
+    attention.save(dataclasses.replace(attention.init(384), trained=True, encoder="another"), tmp_path / "r")
+    said = refuses(tmp_path / "data", "http.port=0", f"attend.checkpoint={tmp_path / 'r'}")
+    assert "weights for vectors of another, vectors of all-MiniLM-L6-v2-int8" in said
 
 
 def test_an_unknown_setting(tmp_path):

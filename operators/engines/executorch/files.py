@@ -17,7 +17,7 @@ import numpy.typing as npt
 from pydantic import ValidationError
 
 from operators.engines.executorch.runtime import Program, installed
-from operators.engines.files.models import open_model
+from operators.engines.files.models import OpenModel, open_model
 from operators.errors import Stop
 from operators.records import decode, encode, record
 from operators.stores.durable import replace
@@ -98,7 +98,7 @@ def load(model: ModelFile, kind: Kind, cache_dir: Path, *, threads: int = 0) -> 
     another version of ExecuTorch.
     """
     here, who = installed(), f"model {model.id}"
-    with open_model(model, cache_dir) as opened:
+    with _open(model, cache_dir) as opened:
         manifest = read_manifest(opened.found, who)
         if manifest.kind != kind:
             raise Stop(who, f"{opened.found} is a program of kind {manifest.kind}", f"give one of kind {kind}")
@@ -112,6 +112,13 @@ def load(model: ModelFile, kind: Kind, cache_dir: Path, *, threads: int = 0) -> 
         program = Program(opened.path, who, threads=threads)
         opened.unchanged()
     return program, manifest
+
+
+def _open(model: ModelFile, cache_dir: Path) -> OpenModel:
+    try:
+        return open_model(model, cache_dir)
+    except Stop as e:  # whoever installs or fetches models has none of these
+        raise Stop(e.who, e.got, f"put the right file back, or {REMEDY}") from e
 
 
 def read_manifest(program: Path, who: str) -> Manifest:

@@ -45,13 +45,19 @@ class RouterProgram:
         self._program, manifest = load(model, "router", cache_dir)
         self._weights = manifest.weights
         self._who = f"model {model.id}"
+        self._told = ""
 
     def serve(self, active: Active) -> Active:
         """``active`` with the program in every place where its weights act."""
         now = {name: self._one(getattr(active, name)) for name in ("snapshot", "shadow", "canary")}
-        if not isinstance(now["snapshot"], ExecutorchSnapshot):
-            _log.warning("%s was not made from %s, so numpy routes; %s", self._who, active.snapshot.checkpoint, REMEDY)
         return dataclasses.replace(active, **now)  # type: ignore[arg-type]
+
+    def tell(self, active: Active) -> None:
+        """Say in the log, once of each, that other weights than the program's decide."""
+        name = active.snapshot.checkpoint
+        if not isinstance(active.snapshot, ExecutorchSnapshot) and name != self._told:
+            self._told = name
+            _log.warning("%s was not made from %s, so numpy routes; %s", self._who, name, REMEDY)
 
     def _one(self, snapshot: Snapshot | None) -> Snapshot | None:
         if snapshot is None or fingerprint(snapshot.params) != self._weights:

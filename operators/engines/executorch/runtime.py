@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import threading
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -129,7 +130,9 @@ def lower(module: torch.nn.Module, example: tuple[torch.Tensor, ...], varies: An
         from executorch.exir import to_edge_transform_and_lower
     except ImportError as e:
         raise Stop("executorch", f"the Python package 'executorch' can't be imported: {e}", INSTALL) from e
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        # Of torch, by its own exporter.
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         program = torch.export.export(module, example, dynamic_shapes=varies, strict=True)
         lowered = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()])
         made: bytes = lowered.to_executorch().buffer

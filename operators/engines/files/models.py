@@ -123,11 +123,11 @@ def resolve(model: ModelFile, cache_dir: Path) -> Path:
 
 def inspect(model: ModelFile, cache_dir: Path, *, anew: bool = False) -> dict[str, Any]:
     """What ``models list`` shows: ``id``, ``licence``, ``path``, ``bytes``, ``sha256`` (as the profile has it) and
-    ``state``: ``ok``, ``unchecked`` or what is wrong. ``anew`` trusts no remembered checksum, and also finds the one of
-    a file that is unchecked.
+    ``state``: ``ok``, ``unchecked`` or what is wrong, with its ``remedy``. ``anew`` trusts no remembered checksum, and
+    also finds the one of a file that is unchecked.
     """
     facts: dict[str, Any] = {"id": model.id, "licence": model.licence, "path": "", "bytes": 0}
-    facts |= {"sha256": "" if model.sha256 == UNCHECKED else model.sha256.lower(), "state": "ok"}
+    facts |= {"sha256": "" if model.sha256 == UNCHECKED else model.sha256.lower(), "state": "ok", "remedy": ""}
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -137,7 +137,7 @@ def inspect(model: ModelFile, cache_dir: Path, *, anew: bool = False) -> dict[st
                 facts |= {"state": UNCHECKED, "sha256": checksums.digest(opened.file) if anew else ""}
             return facts | {"path": str(opened.found), "bytes": opened.bytes}
     except Stop as error:
-        return {**facts, "state": error.got}
+        return {**facts, "state": error.got, "remedy": error.remedy}
     except OSError as error:
         return {**facts, "state": f"can't be read: {error}"}
 

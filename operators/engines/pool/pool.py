@@ -22,7 +22,7 @@ from operators.engines.pool.places import Loaded, Place
 from operators.engines.pool.pressure import Room
 from operators.engines.pool.view import View
 from operators.engines.ports import Engine
-from operators.errors import Retry, RuvError
+from operators.errors import Retry, RuvError, happened
 from operators.tiers import Tier
 
 
@@ -140,9 +140,12 @@ class Pool(View):
         place.deaths += 1
         place.due = place.kept
         place.crashes = place.crashes + 1 if now - loaded.ready_at < self.config.retry_s else 0
-        place.error = Retry(f"tier {name}", f"its engine died: {reason}", "see its last words")
+        remedy = "it is loaded again"
         if place.crashes > 1:
-            place.retry_at = now + self._loader.backoff(place.crashes - 1)
+            rest_s = self._loader.backoff(place.crashes - 1)
+            place.retry_at = now + rest_s
+            remedy = f"wait {rest_s:.0f} s, or load it now: ruvllm models load {name}"
+        place.error = Retry(f"tier {name}", f"its engine died: {reason}", remedy)
         self._loader.shut(place, then="failed" if place.crashes > 1 else "absent")
 
     async def probe(self, name: str) -> None:
@@ -155,7 +158,7 @@ class Pool(View):
             async with asyncio.timeout(self.config.check_s):
                 await loaded.engine.check()
         except Exception as error:  # whatever it raises, it does not say that it works
-            self.lost(name, loaded.engine, f"{type(error).__name__}: {error}")
+            self.lost(name, loaded.engine, happened(error))
 
     # ------------------------------------------------------------------------------------------------------ managing
 

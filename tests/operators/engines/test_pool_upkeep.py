@@ -147,6 +147,7 @@ async def test_one_that_dies_again_and_again_is_left_alone_for_a_while() -> None
     with pytest.raises(Retry, match="SIGSEGV") as caught:
         await r.touch("a")
     assert caught.value.retry_after_s == 30
+    assert "died: ended by SIGSEGV; wait 30 s, or load it now" in r.status("a").reason
     r.now += 30
     await r.pool.tend()
     await settle()
