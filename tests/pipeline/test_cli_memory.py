@@ -196,8 +196,8 @@ def test_the_administrator_s_commands_ask_the_service(online: Memory, tmp_path: 
 
 @pytest.mark.slow
 def test_the_key_of_the_service_here_goes_to_no_other_machine(inproc: Running) -> None:
-    from pipeline.administer import _key
+    from pipeline.administer import admin_key
 
     key = (inproc.data_dir / "admin-key").read_text()
-    assert _key(inproc.data_dir, None) == _key(inproc.data_dir, inproc.url) == key
-    assert _key(inproc.data_dir, "http://example.org:8000") is None
+    assert admin_key(inproc.data_dir, None) == admin_key(inproc.data_dir, inproc.url) == key
+    assert admin_key(inproc.data_dir, "http://example.org:8000") is None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import numpy as np
 
 from operators.errors import RuvError
 
+_log = logging.getLogger("ruvllm.engine")
 WORTH = 64
 """Tokens from which on a state is kept or fetched; fewer are computed as quickly."""
 Act = Callable[[int, str, str], Awaitable[int]]
@@ -152,8 +154,9 @@ class Slots:
         """Whether it worked. A full disk, or a file that somebody removed, must not cost an answer."""
         try:
             state.bytes = await self._act(slot, action, state.file) or state.bytes
-        except RuvError:
+        except RuvError as error:
             self.failed += 1
+            _log.warning("the state of a session is lost: %s", error)
             self._drop(state)
             return False
         return True

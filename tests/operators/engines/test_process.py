@@ -20,8 +20,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from operators.engines.child import engine as process
-from operators.engines.child import frames
+from operators.engines.child import base, frames
 from operators.engines.child.frames import Kind
 from operators.engines.make import make_engine
 from operators.errors import Reject, Retry, Skip, Stop
@@ -97,7 +96,7 @@ async def test_a_frozen_process_is_given_up(engine: Any, monkeypatch: pytest.Mon
     freeze(engine.pid)
     with pytest.raises(Retry, match="no word"):
         engine.tokenize("a")
-    monkeypatch.setattr(process, "END_S", 0.05)
+    monkeypatch.setattr(base, "END_S", 0.05)
     await engine.close()
     assert not psutil.pid_exists(engine.pid)
 
