@@ -53,7 +53,7 @@ class SlottedProcess(EngineProcess):
         # A socket's path has at most 107 bytes, and a data directory may lie deep.
         linked = f"/proc/self/fd/{directory}"
         door = Path(linked if sys.platform == "linux" else self._states) / DOOR
-        # Each act has a connection of its own: the server closes one that was idle for 5 s, perhaps while we write to it.
+        # Each act has a connection of its own: the server closes one that was idle for 5 s, even while we write to it.
         transport = httpx.AsyncHTTPTransport(uds=str(door), limits=httpx.Limits(max_keepalive_connections=0))
         client = httpx.AsyncClient(transport=transport, base_url="http://engine", timeout=ACT_S)
         self._door = await self._opened.enter_async_context(client)
