@@ -118,6 +118,8 @@ class Slots:
         known = state.common(scope, prompt)
         donor = max(self._parked, key=lambda s: s.common(scope, prompt), default=State())
         other = max((self._states[i] for i in self._free), key=lambda s: s.common(scope, prompt), default=State())
+        if donor.common(scope, prompt) >= known + WORTH:
+            donor.used = self._clock()  # now, or what is put into a file next would push it out
         if (state.scope, state.session) != (scope, session):
             await self._park(slot)
         if other.common(scope, prompt) >= max(known + WORTH, donor.common(scope, prompt) + 1):
@@ -125,7 +127,6 @@ class Slots:
             donor = await self._park(self._states.index(other)) or State()
         if donor.common(scope, prompt) >= known + WORTH and await self._try(slot, "restore", donor):
             self.restored += 1
-            donor.used = self._clock()
         elif state.scope != scope and state.tokens:
             # The server would see no common prefix in most cases. In all others, it must not.
             await self._act(slot, "erase", "")

@@ -132,6 +132,8 @@ class Server:
             self.files = getattr(self, "files", {}) | {file: self.slots[slot]}
             (self.directory / file).touch()
             return 10 * len(self.slots[slot][1])
+        if action == "restore" and not (self.directory / file).exists():
+            raise Retry("server", "invalid slot save file", "try again")
         self.slots[slot] = ("", ()) if action == "erase" else self.files[file]
         return 0
 
@@ -177,6 +179,17 @@ def test_no_order_of_requests_and_failures_crosses_a_scope(
     assert len(list(directory.iterdir())) == len(slots._parked)
     if asked and max_bytes == 100_000 and not failing and asked[-1][2] >= WORTH:
         assert slots.knows(*asked[-1][:2])
+
+
+async def test_the_state_that_is_fetched_does_not_give_way_to_the_one_that_makes_room(tmp_path: Path) -> None:
+    """The longest unused goes first when bytes are short, but not while it is wanted."""
+    server = Server(tmp_path, 1, frozenset())
+    slots = Slots(1, server.act, directory=tmp_path, max_bytes=1000)
+    for session in "aba":
+        prompt = tuple(range(ord(session), ord(session) + 90))
+        async with slots.take("x", session, prompt) as slot:
+            server.compute(slot, "x", prompt)
+    assert (slots.restored, slots.failed) == (1, 0)
 
 
 @pytest.mark.parametrize("max_bytes", [0, 100_000])

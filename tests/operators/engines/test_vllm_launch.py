@@ -48,8 +48,7 @@ def anyio_backend() -> str:
 def model(tmp_path_factory: pytest.TempPathFactory) -> ModelFile:
     """A tiny LFM2 in vLLM's layout, covered by a SHA256SUMS."""
     home = tmp_path_factory.mktemp("model")
-    tiny.WIDTH, tiny.HEADS = 128, 2
-    tiny.write(gguf, home / "tiny.gguf")
+    tiny.write(gguf, home / "tiny.gguf", width=128, heads=2)
     found: ModelFile = hf_model.convert(gguf, home / "tiny.gguf", home / "hf", "tiny-lfm2")
     return found
 

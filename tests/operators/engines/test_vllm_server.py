@@ -52,8 +52,7 @@ def anyio_backend() -> str:
 def words(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The tokenizer.json of the recorded model."""
     home = tmp_path_factory.mktemp("words")
-    tiny.WIDTH, tiny.HEADS = 128, 2
-    tiny.write(gguf, home / "tiny.gguf")
+    tiny.write(gguf, home / "tiny.gguf", width=128, heads=2)
     hf_model.convert(gguf, home / "tiny.gguf", home / "hf", "tiny-lfm2")
     return str(home / "hf" / "tokenizer.json")
 

@@ -18,7 +18,7 @@ MERGES = ("Ġ t", "h e", "Ġt he", "i n", "Ġ a")
 CONTEXT = 4096
 
 
-def write(gguf: Any, path: Path, seed: int = 0) -> ModelFile:
+def write(gguf: Any, path: Path, seed: int = 0, *, width: int = WIDTH, heads: int = HEADS) -> ModelFile:
     """Write the model with the module ``gguf`` (the caller skips its test where that isn't installed).
 
     The same seed gives the same bytes; the ``ModelFile`` carries their checksum.
@@ -28,9 +28,9 @@ def write(gguf: Any, path: Path, seed: int = 0) -> ModelFile:
     out.add_file_type(gguf.LlamaFileType.ALL_F32)
     out.add_block_count(len(HEADS_KV))
     out.add_context_length(CONTEXT)
-    out.add_embedding_length(WIDTH)
+    out.add_embedding_length(width)
     out.add_feed_forward_length(FORWARD)
-    out.add_head_count(HEADS)
+    out.add_head_count(heads)
     out.add_head_count_kv(HEADS_KV)
     out.add_rope_freq_base(1_000_000.0)
     out.add_layer_norm_rms_eps(1e-5)
@@ -46,7 +46,7 @@ def write(gguf: Any, path: Path, seed: int = 0) -> ModelFile:
     out.add_eos_token_id(3)
     out.add_pad_token_id(0)
     out.add_add_bos_token(True)
-    for name, tensor in tensors(seed).items():
+    for name, tensor in tensors(seed, width, heads).items():
         out.add_tensor(f"{name}.weight", tensor)
     out.write_header_to_file()
     out.write_kv_data_to_file()
@@ -67,40 +67,40 @@ def joined() -> list[str]:
     return [merge.replace(" ", "") for merge in MERGES]
 
 
-def tensors(seed: int) -> dict[str, Any]:
+def tensors(seed: int, width: int = WIDTH, heads: int = HEADS) -> dict[str, Any]:
     """The weights, float32, by GGUF's names."""
     rng, made = np.random.default_rng(seed), {}
-    for name, shape in shapes(len(vocabulary())).items():
+    for name, shape in shapes(len(vocabulary()), width, heads).items():
         scale = 1.0 / np.sqrt(shape[-1])
         made[name] = (np.ones(shape) if "norm" in name else rng.normal(0.0, scale, shape)).astype(np.float32)
     return made
 
 
-def shapes(vocabulary: int) -> dict[str, tuple[int, ...]]:
+def shapes(vocabulary: int, width: int = WIDTH, heads: int = HEADS) -> dict[str, tuple[int, ...]]:
     """Shapes of the tensors, rows first (numpy's order; GGUF writes them the other way round)."""
-    head = WIDTH // HEADS
-    found: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, WIDTH), "token_embd_norm": (WIDTH,)}
+    head = width // heads
+    found: dict[str, tuple[int, ...]] = {"token_embd": (vocabulary, width), "token_embd_norm": (width,)}
     for i, kv in enumerate(HEADS_KV):
         mixer: dict[str, tuple[int, ...]] = {
-            "shortconv.conv": (WIDTH, CONV),
-            "shortconv.in_proj": (3 * WIDTH, WIDTH),
-            "shortconv.out_proj": (WIDTH, WIDTH),
+            "shortconv.conv": (width, CONV),
+            "shortconv.in_proj": (3 * width, width),
+            "shortconv.out_proj": (width, width),
         }
         if kv:
             mixer = {
-                "attn_q": (WIDTH, WIDTH),
-                "attn_k": (kv * head, WIDTH),
-                "attn_v": (kv * head, WIDTH),
-                "attn_output": (WIDTH, WIDTH),
+                "attn_q": (width, width),
+                "attn_k": (kv * head, width),
+                "attn_v": (kv * head, width),
+                "attn_output": (width, width),
                 "attn_q_norm": (head,),
                 "attn_k_norm": (head,),
             }
         block: dict[str, tuple[int, ...]] = {
-            "attn_norm": (WIDTH,),
-            "ffn_norm": (WIDTH,),
-            "ffn_gate": (FORWARD, WIDTH),
-            "ffn_up": (FORWARD, WIDTH),
-            "ffn_down": (WIDTH, FORWARD),
+            "attn_norm": (width,),
+            "ffn_norm": (width,),
+            "ffn_gate": (FORWARD, width),
+            "ffn_up": (FORWARD, width),
+            "ffn_down": (width, FORWARD),
         }
         found |= {f"blk.{i}.{name}": shape for name, shape in (block | mixer).items()}
     return found

@@ -39,8 +39,8 @@ hf_model, tiny, weights = map(beside, ("hf_model", "tiny_gguf", "weights"))
 
 def model(name: str, home: Path) -> tuple[ModelFile, ModelFile]:
     """``smollm2`` or ``tiny-lfm2`` in vLLM's layout, and the GGUF it was made from."""
-    tiny.WIDTH, tiny.HEADS = 128, 2  # heads of 64, the smallest that vLLM's kernels for the CPU know
-    source = weights.SMOLLM2 if name == "smollm2" else tiny.write(gguf, home / "tiny.gguf")
+    wide = {"width": 128, "heads": 2}  # heads of 64, the smallest that vLLM's kernels for the CPU know
+    source = weights.SMOLLM2 if name == "smollm2" else tiny.write(gguf, home / "tiny.gguf", **wide)
     return hf_model.convert(gguf, resolve(source, home), home / name, name), source
 
 
