@@ -14,6 +14,7 @@ from pydantic import Field, SecretStr, ValidationInfo, field_validator, model_va
 
 from conf.counterfactual import Counterfactual
 from conf.export import Export
+from conf.jobs import JudgeJob, MaintainJob, WritebackJob
 from conf.learn import Learn
 from conf.promotion import Promotion
 from conf.replay import Replay
@@ -72,6 +73,8 @@ class Http(Knobs):
     """TCP port; 0 takes a free one (binding ``inproc`` only)."""
     max_body_bytes: int = Field(1024 * 1024, ge=1024)
     """Largest request body in bytes; a larger one is refused with 413."""
+    max_documents_body_bytes: int = Field(8 * 1024 * 1024, ge=1024)
+    """The same for ``POST /v1/documents``: a document comes whole, so that its chunks and masks hang together."""
     max_admin_body_bytes: int = Field(64 * 1024 * 1024, ge=1024)
     """The same for the administrator's endpoints, through which jobs write."""
     max_messages: int = Field(100, ge=1, le=256)
@@ -79,7 +82,8 @@ class Http(Knobs):
     max_text_chars: int = Field(32_000, ge=1)
     """Most characters of all messages of a request together."""
     request_timeout_s: float = Field(120.0, gt=0)
-    """Longest time in seconds a request may take, waiting in line and its stream included."""
+    """Longest time in seconds a request may take, waiting in line and its stream included. Documents may take it once
+    for every ``max_body_bytes`` they have."""
     max_concurrent: int = Field(8, ge=1)
     """Requests worked on at the same time."""
     max_queued: int = Field(32, ge=0)
@@ -133,49 +137,6 @@ class Sessions(Knobs):
     """Seconds without a turn after which a session is forgotten."""
     verdicts_s: float = Field(1.0, ge=0)
     """Seconds between two looks for verdicts, which the router then knows at a session's next turn; 0 never looks."""
-
-
-class JudgeJob(Knobs):
-    """The process that rates interactions after the user has the answer. How it rates is ``judge``."""
-
-    enabled: bool = True
-    """Whether the job runs; without it nothing is rated, and nothing is learned."""
-    model: ModelFile | None = None
-    """Weights of the judge; null takes those of the largest tier."""
-    engine: Literal["llama_server", "llama_cpp"] = "llama_cpp"
-    """Engine of the judge: one interaction at a time needs no batching."""
-    context_tokens: int = Field(2048, ge=512)
-    """Context window of the judge in tokens."""
-    poll_s: float = Field(1.0, gt=0)
-    """Seconds between two looks at an empty topic."""
-    nice: int = Field(10, ge=0, le=19)
-    """How much the job steps back for others that want the processor (Unix niceness)."""
-
-
-class WritebackJob(Knobs):
-    """The process that turns well-judged answers into memory."""
-
-    enabled: bool = True
-    """Whether the job runs; without it the memory holds only what is ingested."""
-    min_quality: float = Field(0.75, ge=0, le=1)
-    """Least verdict of an answer that is remembered. What a verdict is worth depends on the judge."""
-    batch: int = Field(64, ge=1, le=256)
-    """Most verdicts that are dealt with together."""
-    flush_s: float = Field(2.0, gt=0)
-    """Seconds between two looks for new verdicts; what came meanwhile is written together."""
-
-
-class MaintainJob(Knobs):
-    """The process that has every tenant's memory maintained in turn, and watches the disk."""
-
-    enabled: bool = True
-    """Whether the job runs; without it nothing expired is removed, and the stores' files only grow."""
-    every_s: float = Field(600.0, gt=0)
-    """Seconds between two rounds over all tenants."""
-    min_free_bytes: int = Field(512 * 1024 * 1024, ge=0)
-    """With less free space than this in ``data_dir`` the service calls itself degraded, and the job raises an alarm."""
-    nice: int = Field(10, ge=0, le=19)
-    """How much the job steps back for others that want the processor (Unix niceness)."""
 
 
 class Settings(Knobs):
@@ -277,6 +238,14 @@ class Settings(Knobs):
         if embed.output_dim == 0:  # the memory's process has no encoder to ask
             raise ValueError("output_dim is 0, but the memory must know the length of its vectors; set it, e.g. to 384")
         return embed
+
+    @field_validator("judge_job")
+    @classmethod
+    def _there(cls, job: JudgeJob, info: ValidationInfo) -> JudgeJob:
+        there = info.data["events"].partitions if "events" in info.data else 256
+        if job.partitions is not None and max(job.partitions) >= there:
+            raise ValueError(f"partitions {list(job.partitions)}, but events.partitions is {there}: 0 to {there - 1}")
+        return job
 
     @field_validator("tiers")
     @classmethod

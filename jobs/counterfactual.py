@@ -213,6 +213,8 @@ def _plain(passage: Passage) -> dict[str, Any]:
     return {field.name: getattr(passage, field.name) for field in dataclasses.fields(passage)}
 
 
-def counterfactual_consumer(log: EventLog, work: Counterfactuals, poll_s: float) -> Consumer:
+def counterfactual_consumer(
+    log: EventLog, work: Counterfactuals, poll_s: float, partitions: Sequence[int] | None = None
+) -> Consumer:
     """The consumer that samples, not yet running. One turn a step: it takes seconds, and a crash should cost one."""
-    return Consumer(log, JUDGEMENTS, GROUP, work.handle, batch=1, idle_s=poll_s)
+    return Consumer(log, JUDGEMENTS, GROUP, work.handle, partitions=partitions, batch=1, idle_s=poll_s)

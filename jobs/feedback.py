@@ -31,7 +31,13 @@ SLICE = 256
 """Events that one look backwards reads."""
 
 
-def feedback_consumer(log: EventLog, *, idle_s: float = 1.0, clock: Callable[[], float] = time.time) -> Consumer:
+def feedback_consumer(
+    log: EventLog,
+    *,
+    idle_s: float = 1.0,
+    clock: Callable[[], float] = time.time,
+    partitions: Sequence[int] | None = None,
+) -> Consumer:
     """The consumer that turns feedback into verdicts, not yet running."""
 
     async def handle(event: Event) -> Sequence[Out]:
@@ -58,7 +64,7 @@ def feedback_consumer(log: EventLog, *, idle_s: float = 1.0, clock: Callable[[],
         key = session_key(given.tenant, given.session)
         return [Out(topic=JUDGEMENTS, key=key, value=encode(verdict), headers=headers)]
 
-    return Consumer(log, FEEDBACK, "feedback", handle, idle_s=idle_s)
+    return Consumer(log, FEEDBACK, "feedback", handle, partitions=partitions, idle_s=idle_s)
 
 
 def find(log: EventLog, given: Feedback) -> Event:

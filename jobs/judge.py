@@ -121,9 +121,11 @@ async def judge_loop(
     group: str = "judge",
     idle_s: float = 1.0,
     may_work: Callable[[], bool] = always,
+    partitions: Sequence[int] | None = None,
 ) -> None:
     """Judge until ``stop`` is set; ``log`` is open and ``judge`` started."""
-    await judge_consumer(log, judge, group=group, idle_s=idle_s, may_work=may_work).run(stop)
+    consumer = judge_consumer(log, judge, group=group, idle_s=idle_s, may_work=may_work, partitions=partitions)
+    await consumer.run(stop)
 
 
 async def run(
@@ -134,6 +136,7 @@ async def run(
     *,
     nice: int = 10,
     idle_s: float = 1.0,
+    partitions: Sequence[int] | None = None,
     beside: Sequence[Consumer] = (),
 ) -> None:
     """The whole job in its own process: step back, load the judge, judge until ``stop``, free the judge.
@@ -144,7 +147,7 @@ async def run(
     step_back(nice)
     await judge.start()
     try:
-        judging = judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work)
+        judging = judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work, partitions=partitions)
         await asyncio.gather(judging, *(one.run(stop) for one in beside))
     finally:
         await judge.close()
@@ -165,8 +168,9 @@ async def serve(settings: Settings, stop: asyncio.Event) -> None:
         try:
             judge = Judge(settings.judge, engine)
             beside = _beside(log, judge, settings, closing)
-            judging = run(log, judge, stop, nice=job.nice, idle_s=job.poll_s, beside=beside)
-            await asyncio.gather(judging, feedback_consumer(log, idle_s=job.poll_s).run(stop))
+            mine = job.partitions
+            judging = run(log, judge, stop, nice=job.nice, idle_s=job.poll_s, partitions=mine, beside=beside)
+            await asyncio.gather(judging, feedback_consumer(log, idle_s=job.poll_s, partitions=mine).run(stop))
         finally:
             tidy.cancel()
 
@@ -178,7 +182,7 @@ def _beside(log: EventLog, judge: Judge, settings: Settings, closing: contextlib
         return []
     door = closing.enter_context(contextlib.closing(ServiceDoor(settings, settings.http.request_timeout_s)))
     work = Counterfactuals(log, door.post_json, judge, judge.title, settings)
-    return [counterfactual_consumer(log, work, config.poll_s)]
+    return [counterfactual_consumer(log, work, config.poll_s, settings.judge_job.partitions)]
 
 
 async def _tidy(log: EventLog, events: Events) -> None:

@@ -19,7 +19,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Protocol
 
-from conf.schema import MaintainJob, Settings
+from conf.jobs import MaintainJob
+from conf.schema import Settings
 from jobs.door import ServiceDoor
 from jobs.process import main
 from operators.errors import Reject, Retry, RuvError, Stop

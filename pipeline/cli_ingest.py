@@ -38,7 +38,9 @@ def ingest(
     """Add documents to the memory of a running service. The same file twice adds nothing."""
     settings = load(profile, overrides=set_ or []).settings
     out, err = (Console(stderr=stderr, highlight=False, soft_wrap=True) for stderr in (False, True))
-    client = Client(settings.http.url() if url is None else url, api_key)
+    http = settings.http
+    patience = http.request_timeout_s * (1 + http.max_documents_body_bytes // http.max_body_bytes)
+    client = Client(http.url() if url is None else url, api_key, timeout_s=patience)
     files = find(paths)
     tenant = job_tenant(settings, url, api_key)
     if job and tenant is None:

@@ -24,7 +24,7 @@ DOCUMENTED: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "The request is not valid; `param` names the field"},
     401: {"model": ErrorBody, "description": "No valid API key"},
     404: {"model": ErrorBody, "description": "No such model"},
-    413: {"model": ErrorBody, "description": "The body is larger than `http.max_body_bytes`"},
+    413: {"model": ErrorBody, "description": "The body is larger than this path takes"},
     429: {"model": ErrorBody, "description": "Too many requests at once; see `Retry-After`"},
     500: {"model": ErrorBody, "description": "A fault of the service"},
     503: {"model": ErrorBody, "description": "A part of the service is away; see `Retry-After`"},
@@ -66,8 +66,8 @@ def words(error: Exception) -> str:
     return str(error) if isinstance(error, RuvError) else "an unforeseen error; the service's log has the details"
 
 
-def install(app: FastAPI, max_body_bytes: int, others: Mapping[str, int]) -> None:
-    """Give ``app`` the error handlers and the body limit; ``others``: beginning of a path → a limit of its own."""
+def install(app: FastAPI, limits: Mapping[str, tuple[str, int]]) -> None:
+    """Give ``app`` the error handlers and the body limits: beginning of a path → knob, bytes; the first that fits."""
 
     async def ours(_: Request, error: Exception) -> JSONResponse:
         assert isinstance(error, RuvError)  # noqa: S101 - what the handler is registered for
@@ -92,7 +92,7 @@ def install(app: FastAPI, max_body_bytes: int, others: Mapping[str, int]) -> Non
     app.add_exception_handler(Exception, unforeseen)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)
-    app.add_middleware(BodyLimit, max_bytes=max_body_bytes, others=others)
+    app.add_middleware(BodyLimit, limits=limits)
 
 
 def _astray(request: Request, error: HTTPException) -> str:
@@ -110,18 +110,18 @@ def _astray(request: Request, error: HTTPException) -> str:
 class BodyLimit:
     """ASGI middleware that answers 413 as soon as a body is too large, by its header or while it is read."""
 
-    def __init__(self, app: ASGIApp, max_bytes: int, others: Mapping[str, int]) -> None:
-        self.app, self.max_bytes, self.others = app, max_bytes, others
+    def __init__(self, app: ASGIApp, limits: Mapping[str, tuple[str, int]]) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass the request on, counting the bytes of its body."""
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        most = next((n for start, n in self.others.items() if scope["path"].startswith(start)), self.max_bytes)
+        knob, most = next(limit for start, limit in self.limits.items() if scope["path"].startswith(start))
         declared = dict(scope["headers"]).get(b"content-length", b"0")
         if declared.isdigit() and int(declared) > most:
-            await error_response(413, _too_large(int(declared), most))(scope, receive, send)
+            await error_response(413, _too_large(int(declared), most, knob))(scope, receive, send)
             return
         seen = 0
 
@@ -131,11 +131,11 @@ class BodyLimit:
             seen += len(message.get("body", b""))
             if seen > most:
                 # FastAPI hands an HTTPException from here on to its handler and turns any other into a 400.
-                raise HTTPException(413, _too_large(seen, most))
+                raise HTTPException(413, _too_large(seen, most, knob))
             return message
 
         await self.app(scope, limited, send)
 
 
-def _too_large(got: int, most: int) -> str:
-    return f"body: at least {got} bytes; send at most {most} (http.max_body_bytes)"
+def _too_large(got: int, most: int, knob: str) -> str:
+    return f"body: at least {got} bytes; send at most {most} (http.{knob})"

@@ -40,12 +40,11 @@ def send(client: Client, files: Sequence[Path], settings: Settings, advance: Cal
     for path in files:
         try:
             text = parse(path.read_bytes(), name=str(path), config=settings.documents)
-            for part in _parts(text, settings.http.max_body_bytes // 2):
-                answer = _patiently(client, {"documents": [{"text": part, "source": str(path)}]})
-                for key in ("added", "duplicates", "edges"):
-                    report[key] += answer[key]
-                for kind, count in answer["masked"].items():
-                    report["masked"][kind] = report["masked"].get(kind, 0) + count
+            answer = _patiently(client, {"documents": [{"text": text, "source": str(path)}]})
+            for key in ("added", "duplicates", "edges"):
+                report[key] += answer[key]
+            for kind, count in answer["masked"].items():
+                report["masked"][kind] = report["masked"].get(kind, 0) + count
         except (Reject, Retry, OSError) as error:
             report["refused"].append({"path": str(path), "error": str(error)})
         advance()
@@ -89,13 +88,3 @@ def _patiently(client: Client, body: dict[str, Any]) -> Any:
         except Retry as busy:
             time.sleep(busy.retry_after_s)
     return client.post("/v1/documents", body)
-
-
-def _parts(text: str, max_bytes: int) -> list[str]:
-    """``text`` in parts that fit one request, cut at blank lines where there are any."""
-    if len(text.encode()) <= max_bytes:
-        return [text]
-    middle = len(text) // 2
-    cut = text.rfind("\n\n", 0, middle)
-    cut = cut + 2 if cut > 0 else middle
-    return _parts(text[:cut], max_bytes) + _parts(text[cut:], max_bytes)

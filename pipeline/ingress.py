@@ -46,17 +46,20 @@ def create_app(service: Service) -> FastAPI:
         responses=http_errors.DOCUMENTED,
     )
     app.state.guard = Guard(http.api_keys, admin_key(service.settings.data_dir))
-    http_errors.install(app, http.max_body_bytes, {admin_api.PREFIX: http.max_admin_body_bytes})
+    knobs = {
+        admin_api.PREFIX: "max_admin_body_bytes", "/v1/documents": "max_documents_body_bytes", "": "max_body_bytes"
+    }  # fmt: skip
+    http_errors.install(app, {path: (knob, getattr(http, knob)) for path, knob in knobs.items()})
 
-    async def admitted(work: Coroutine[Any, Any, T]) -> T:
-        """Wait for a place and do the work, all within ``http.request_timeout_s``."""
+    async def admitted(work: Coroutine[Any, Any, T], times: int = 1) -> T:
+        """Wait for a place and do the work, all within ``times`` ``http.request_timeout_s``."""
 
         async def through() -> T:
             async with admission.admit():
                 return await work
 
         try:
-            return await within(time.monotonic() + http.request_timeout_s, through())
+            return await within(time.monotonic() + times * http.request_timeout_s, through())
         finally:
             work.close()  # it never began if there was no place for it
 
@@ -161,7 +164,8 @@ def create_app(service: Service) -> FastAPI:
             )
             for d in body.documents
         ]
-        made, added = await admitted(service.add(who, incoming))
+        size = sum(len(d.text.encode()) for d in incoming)
+        made, added = await admitted(service.add(who, incoming), times=1 + size // http.max_body_bytes)
         new = set(added.new)
         return api.DocumentsResponse(
             documents=[

@@ -271,7 +271,7 @@ class DocumentIn(In):
     """One document. ``id`` names it; without one its source does, else its text."""
 
     id: Annotated[str, Field(min_length=1, max_length=200)] | None = None
-    text: Text
+    text: Annotated[str, Field(min_length=1)]
     source: Annotated[str, Field(max_length=1000)] = ""
     domain: Annotated[str, Field(max_length=200, description="what it is about, in one word of yours")] = ""
     user: Annotated[str, Field(max_length=200, description="whose it is; what is theirs can be deleted by it")] = ""

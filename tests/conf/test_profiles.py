@@ -181,6 +181,14 @@ def test_the_cluster_does_not_start_without_keys() -> None:
     assert "an API key or its tenant" in refused("http.api_keys={'': acme}").got
 
 
+def test_a_judge_has_partitions_that_there_are() -> None:
+    said = "partitions [1, 4], but events.partitions is 4: 0 to 3"
+    assert refused("judge_job.partitions=[1,4]").got == said
+    for given, told in (("[]", "[]"), ("[-1]", "-1")):
+        assert f"judge_job.partitions is {told}" in refused(f"judge_job.partitions={given}").got
+    assert get("local", "judge_job.partitions=[1,3]").judge_job.partitions == (1, 3)
+
+
 def test_tiers_are_distinct_and_ordered() -> None:
     assert refused("tiers=[]").got == "there is no tier"
     assert refused("tiers.0.name=270m").got == "two tiers have one name: 270m, 270M"

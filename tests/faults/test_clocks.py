@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from conf.jobs import MaintainJob
 from conf.promotion import Promotion
-from conf.schema import MaintainJob
 from jobs.consumer import Consumer, Out
 from jobs.evidence import Evidence
 from jobs.maintain import Maintainer

@@ -34,9 +34,11 @@ def rate(log, name, score, tenant="acme", session="s", **fields):
     log.append(FEEDBACK, session_key(tenant, session), encode(given))
 
 
-async def consume(log):
+async def consume(log, *shares):
+    """All of it, by one consumer, or by one for each of ``shares``, the partitions that are its own."""
     stop = asyncio.Event()
-    running = asyncio.create_task(feedback_consumer(log, idle_s=0.01).run(stop))
+    consumers = [feedback_consumer(log, idle_s=0.01, partitions=own) for own in shares or (None,)]
+    running = asyncio.gather(*(consumer.run(stop) for consumer in consumers))
     async with asyncio.timeout(20):
         while any(log.committed("feedback", FEEDBACK, p) < log.end(FEEDBACK, p) for p in range(TOPICS[FEEDBACK])):
             await asyncio.sleep(0.01)
@@ -67,6 +69,17 @@ async def test_the_same_feedback_again_is_the_same_verdict(log):
     verdicts = await consume(log)
     assert len(verdicts) == 2
     assert len({verdict.event_id for _, verdict in verdicts}) == 1
+
+
+async def test_several_processes_share_the_partitions(log):
+    for i in range(12):
+        say(log, "q", "a", name=f"i{i}", session=f"s{i}")
+        rate(log, f"i{i}", 1.0, session=f"s{i}")
+    halves = (0, 2), (1, 3)
+    assert all(any(log.end(FEEDBACK, p) for p in half) for half in halves), "both have something to do"
+    assert sorted(verdict.interaction_id for _, verdict in await consume(log, *halves)) == sorted(
+        f"i{i}" for i in range(12)
+    )
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
+from conf.jobs import MaintainJob
 from conf.load import load
-from conf.schema import MaintainJob
 from jobs.maintain import MAINTAIN, TENANTS, Maintainer, serve
 from operators.errors import Reject, Retry, Stop
 from operators.stores import removal

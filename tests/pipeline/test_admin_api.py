@@ -79,8 +79,11 @@ def test_what_is_no_arrow_or_no_node_is_refused(admin: Http, tenant: str, conten
     assert tenant not in admin("GET", f"{ADMIN}/tenants")
 
 
-def test_the_administrator_s_bodies_have_a_limit_of_their_own(user: Http, admin: Http, tenant: str) -> None:
+def test_documents_and_the_administrator_have_limits_of_their_own(user: Http, admin: Http, tenant: str) -> None:
     two_mib = b" " * (2 << 20)
+    user("POST", "/v1/documents", content=two_mib, status=400)
+    said = user("POST", "/v1/documents", content=b" " * ((8 << 20) + 1), status=413)["message"]
+    assert "http.max_documents_body_bytes" in said
     assert "http.max_body_bytes" in user("POST", "/v1/memory/delete", content=two_mib, status=413)["message"]
     admin("POST", to_nodes(tenant), content=two_mib, status=400)
     admin("POST", to_nodes(tenant), content=b" " * ((64 << 20) + 1), status=413)

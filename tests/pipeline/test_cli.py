@@ -119,6 +119,19 @@ def test_ingest_files_and_folders_once(ruvllm, tmp_path):
     assert "nine" in ruvllm("search", "how many arms has the orrery")
 
 
+def test_a_text_larger_than_a_question_may_be_comes_whole(ruvllm, inproc, tmp_path):
+    """In parts its headings and places would begin again in each, and every part would be a version of its own."""
+    told = "The tally of Ulm says it again. " + "x" * 900  # one token to the encoder, so that a megabyte is soon read
+    (tmp_path / "log.md").write_text("# The Log of Ulm\n\n" + "\n\n".join(f"{i} {told}" for i in range(1200)))
+    report = json.loads(ruvllm("ingest", str(tmp_path / "log.md"), "--json"))
+    assert (report["added"] > 20, report["refused"]) == (True, [])
+    asked = {"source": str(tmp_path / "log.md"), "limit": 200}
+    nodes = inproc.http.get("/v1/memory/nodes", params=asked).json()["nodes"]
+    assert sorted(node["position"] for node in nodes) == list(range(report["added"]))
+    assert {node["metadata"]["heading"] for node in nodes} == {"The Log of Ulm"}
+    assert len({node["metadata"]["version"] for node in nodes}) == 1
+
+
 def test_the_job_is_refused_where_the_administrators_key_is_not(ruvllm, tmp_path):
     (tmp_path / "a.txt").write_text("The mill of Pell turns at noon.")
     for elsewhere in (("--api-key", "somebody's"), ("--url", "http://192.0.2.1")):
