@@ -124,6 +124,12 @@ class Filter:
     created_from: float | None = None
     created_to: float | None = None
 
+    @property
+    def open(self) -> bool:
+        """Whether it lets every node pass."""
+        times = (self.created_from, self.created_to)
+        return times == (None, None) and not any((self.kinds, self.domains, self.sources, self.sessions, self.users))
+
 
 @record
 class Query:

@@ -181,7 +181,7 @@ class Large(Resident):
         passes = live
         if self._expiring:
             passes = self._present(np.s_[:n], now)
-        if where != Filter():
+        if not where.open:
             wanted = self._passes(where, n)
             passes = wanted if passes is None else passes & wanted
         return passes

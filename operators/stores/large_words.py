@@ -56,8 +56,8 @@ def best(words: Sequence[Word], length: F32, mean: float, k: int, passes: Mask |
         if passes is not None:
             passing = passes[rows]
             rows, often = rows[passing], often[passing]
-        tf = often.astype(np.float32)
-        sums[rows] = sums.take(rows) + idf * tf / (tf + damp(length.take(rows), mean, K1))
+        tf, at = often.astype(np.float32), rows.astype(np.intp)  # as numpy indexes; it would convert three times
+        sums[at] = sums.take(at) + idf * tf / (tf + damp(length.take(at), mean, K1))
         seen.append(rows)
     if not seen:
         return np.zeros(0, np.int64)

@@ -130,6 +130,18 @@ def test_of_rows_that_pass_the_index_names_only_these() -> None:
     assert len(named) > 40
 
 
+@pytest.mark.parametrize(
+    ("where", "filters"), [(Filter(), False), (Filter(domains=("d1",)), True), (Filter(created_to=0.0), True)]
+)
+def test_a_search_without_a_filter_pays_for_none(monkeypatch: pytest.MonkeyPatch, where: Filter, filters: bool) -> None:
+    """A mask of a million rows costs more than the search."""
+    rows, seen = built(), []
+    passing = rows._passing
+    monkeypatch.setattr(rows, "_passing", lambda *args: seen.append(passing(*args)) or seen[-1])
+    ask(rows, "Bram", TURNS[7].vector, filter=where)
+    assert [mask is not None for mask in seen] == [filters]
+
+
 def test_what_is_written_is_found_at_once_and_what_is_removed_is_gone_at_once() -> None:
     rows = built(TURNS[:1500])
     fresh = [turn(5000 + i, text=f"only{i} here") for i in range(40)]
