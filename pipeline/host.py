@@ -218,7 +218,9 @@ class Host:
                 works[stage.name] = True
             except (RuvError, TimeoutError):
                 works[stage.name] = False
-        engines = works.pop("generate", True)
+        if "generate" not in works:
+            return works
+        engines = works.pop("generate")
         return works | {f"generate:{load.tier}": load.available and engines for load in await self.load()}
 
     async def _tend(self, memory: Memory) -> None:

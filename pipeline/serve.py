@@ -107,12 +107,13 @@ def application(settings: Settings) -> serve.Application:
     by_name = {tier.name: tier for tier in settings.tiers}
     for tiers in groups(settings):
         together = len(tiers) == len(settings.tiers)
+        many = replicas(by_name[tiers[0]], small, settings.pool.idle_s)
         generator = serve.deployment(
             StageHost, name="Generator" if together else f"Generator-{tiers[0]}",
             # What waits for the engine waits inside it, where it can be batched; the gateway bounds the total.
             max_ongoing_requests=max(8, settings.http.max_concurrent),
             health_check_period_s=5, graceful_shutdown_timeout_s=10,
-            **({"num_replicas": 1, "ray_actor_options": small} if together else replicas(by_name[tiers[0]], small)),
+            **({"num_replicas": 1, "ray_actor_options": small} if together else many),
         )  # fmt: skip
         bound = generator.bind(("generate",), settings, tiers)
         handles |= {f"generate:{tier}": bound for tier in tiers}
@@ -124,8 +125,11 @@ def application(settings: Settings) -> serve.Application:
     return gateway.bind(settings, handles)
 
 
-def replicas(tier: Tier, actor: dict[str, float]) -> dict[str, Any]:
-    """How many engines of a tier there are, what Ray sets aside for each, and which of them a request goes to."""
+def replicas(tier: Tier, actor: dict[str, float], idle_s: float) -> dict[str, Any]:
+    """How many engines of a tier there are, what Ray sets aside for each, and which of them a request goes to.
+
+    The last one goes after ``idle_s`` without a request, if none need stay; 0 leaves that to Ray (ten minutes).
+    """
     options: dict[str, Any] = {"ray_actor_options": actor | ({"num_gpus": tier.vllm.gpus} if tier.vllm else {})}
     if tier.min_replicas == tier.max_replicas == 1:
         return options | {"num_replicas": 1}
@@ -133,6 +137,7 @@ def replicas(tier: Tier, actor: dict[str, float]) -> dict[str, Any]:
         "min_replicas": tier.min_replicas,
         "max_replicas": max(tier.min_replicas, tier.max_replicas),
         "target_ongoing_requests": tier.parallel,
+        **({"downscale_to_zero_delay_s": idle_s} if idle_s else {}),
     }
     by_session = RequestRouterConfig(
         request_router_class="ray.serve.experimental.consistent_hash_router:ConsistentHashRouter"
