@@ -1,7 +1,8 @@
 """Does the router choose well? ``ruvllm evaluate router`` measures it on outcomes of one's own, beside simpler ways.
 
     python -m jobs.evaluate_router --outcomes FILE.parquet [--train-fraction 0.5] [--seeds 5] [--json OUT]
-                                   [--test FILE2.parquet] [--by-domain] [--profile NAME] [--set KEY=VALUE]
+                                   [--test FILE2.parquet] [--by-domain] [--workers 0] [--profile NAME]
+                                   [--set KEY=VALUE]
 
 1 read      the prompts and how every tier did on them (``routing.outcomes``)
 2 embed     every prompt once, and once edited (``routing.edits``), with the profile's embedder (``routing.ours``)
@@ -9,6 +10,8 @@
 4 learn     the router in both settings, and its peers (``routing.contest``, ``routing.peers``)
 5 measure   on the rest (``routing.metrics``); means over seeds with their 95 % interval (Student's t)
 6 write     OUT, a picture beside it (OUT with .png), and a table
+
+Steps 4 and 5 are done seed by seed, with ``--workers`` by actors of Ray Data; the report is the same.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import argparse
 import asyncio
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -30,6 +33,7 @@ from rich.progress import Progress
 from conf.load import load
 from conf.schema import Settings
 from jobs.evaluate_continual import interval
+from jobs.ray_workers import Row, Workers
 from jobs.routing.contest import Part, Readings, beliefs
 from jobs.routing.edits import edit
 from jobs.routing.metrics import METRICS, Beliefs, Measured, at_cost, curve, measure
@@ -62,18 +66,15 @@ async def evaluate(given: argparse.Namespace, settings: Settings, advance: Calla
     texts += [edit(tested_on.prompts[i], 0) for i in np.unique(np.concatenate([rows for _, rows in splits]))]
     readings = await Readings.of(texts, settings, advance)
     unseen = np.array([domain not in set(outcomes.domains) for domain in tested_on.domains])
-    measured: dict[str, list[dict[str, Measured]]] = {"results": []}
+    masks = {"results": np.ones(len(unseen), np.bool_)}
     if test is not None and min(unseen.sum(), (~unseen).sum()) >= LEAST_TEST:
-        measured |= {"results_seen": [], "results_unseen": []}
-    curves: list[dict[str, Array]] = []
-    for seed, (learned_rows, test_rows) in enumerate(splits):
-        learned, part = readings.part(outcomes, learned_rows, False), readings.part(tested_on, test_rows, True)
-        said = beliefs(learned, part, outcomes.slots, settings, seed)
-        for key, found in measured.items():
-            some = unseen[test_rows] == (key == "results_unseen") if key != "results" else np.ones(len(test_rows), bool)
-            quality, cost = part.quality[some], part.cost[some]
-            found.append({name: measure(belief.of(some), quality, cost) for name, belief in said.items()})
-        curves.append({name: _along(belief, part) for name, belief in said.items() if belief.always is None})
+        masks |= {"results_seen": ~unseen, "results_unseen": unseen}
+    rows: list[Row] = [{"seed": seed} for seed in range(given.seeds)]
+    with Workers(given.workers, settings.ray.object_store_memory_bytes, WHO) as workers:
+        done = workers.each(rows, Contest, outcomes, tested_on, readings, splits, masks, settings)
+        seeds = [json.loads(row["found"]) for row in sorted(done, key=lambda row: int(row["seed"]))]
+    measured: dict[str, list[dict[str, Measured]]] = {key: [one[key] for one in seeds] for key in masks}
+    curves: list[dict[str, list[float]]] = [one["curves"] for one in seeds]
     names = list(measured["results"][0])
     return {
         **{key: {name: _over_seeds([one[name] for one in found]) for name in names} for key, found in measured.items()},
@@ -89,6 +90,42 @@ async def evaluate(given: argparse.Namespace, settings: Settings, advance: Calla
             "fit": settings.replay.fit.model_dump(mode="json"),
         },
     }
+
+
+class Contest:
+    """Steps 4 and 5 for one seed at a time; ``masks`` name the rows of ``tested_on`` that each result is about."""
+
+    def __init__(
+        self,
+        outcomes: Outcomes,
+        tested_on: Outcomes,
+        readings: Readings,
+        splits: Sequence[tuple[Rows, Rows]],
+        masks: Mapping[str, npt.NDArray[np.bool_]],
+        settings: Settings,
+    ) -> None:
+        self._outcomes, self._tested_on, self._readings = outcomes, tested_on, readings
+        self._splits, self._masks, self._settings = splits, masks, settings
+        torch.set_num_threads(1)  # so small a network gains nothing by more, and sums are added in one order
+
+    def __call__(self, row: Row) -> Row:
+        """``found``: result or ``curves`` → router → what was measured, as JSON."""
+        seed = int(row["seed"])
+        learned_rows, rows = self._splits[seed]
+        learned = self._readings.part(self._outcomes, learned_rows, False)
+        part = self._readings.part(self._tested_on, rows, True)
+        said = beliefs(learned, part, self._outcomes.slots, self._settings, seed)
+        found: dict[str, Any] = {}
+        for key, mask in self._masks.items():
+            some = mask[rows]
+            quality, cost = part.quality[some], part.cost[some]
+            found[key] = {name: measure(belief.of(some), quality, cost) for name, belief in said.items()}
+        lines = {name: _along(belief, part) for name, belief in said.items() if belief.always is None}
+        found["curves"] = {name: line.tolist() for name, line in lines.items()}
+        return {"seed": seed, "found": json.dumps(found)}
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def _split(
@@ -215,8 +252,9 @@ def write(report: Report, out: Path) -> None:
 
 def check(given: argparse.Namespace) -> None:
     """Raises ``Reject`` for options that don't go together, before minutes of work."""
-    if given.seeds < 1:
-        raise Reject(WHO, f"{given.seeds} seeds", "give at least 1")
+    for name, least in (("seeds", 1), ("workers", 0)):
+        if getattr(given, name) < least:
+            raise Reject(WHO, f"{getattr(given, name)} {name}", f"give at least {least}")
     if not 0.0 < given.train_fraction <= 1.0 or (given.train_fraction == 1.0 and given.test is None):
         remedy = "give one above 0 and below 1; 1 needs --test, for nothing is left to test on"
         raise Reject(WHO, f"--train-fraction {given.train_fraction:g}", remedy)
@@ -235,11 +273,11 @@ def main(args: Sequence[str] | None = None) -> None:
     parser.add_argument("--train-fraction", type=float, default=0.5, help="share of the prompts to learn from")
     parser.add_argument("--by-domain", action="store_true", help="test on domains that were not learned from")
     parser.add_argument("--seeds", type=int, default=5, help="runs of everything, each from another seed")
+    parser.add_argument("--workers", type=int, default=0, help="Ray workers that share the seeds; 0 does without Ray")
     parser.add_argument("--json", type=Path, metavar="OUT", help="the report there, and its picture beside it")
     parser.add_argument("--profile")
     parser.add_argument("--set", action="append", default=[], dest="overrides", help="KEY=VALUE, as often as needed")
     given = parser.parse_args(args)
-    torch.set_num_threads(1)  # so small a network gains nothing by more, and sums are added in one order
     console = Console(stderr=True)
     try:
         check(given)

@@ -29,10 +29,10 @@ from rich.progress import Progress
 
 from conf.load import load
 from conf.schema import Settings
+from jobs.ray_workers import Workers
 from jobs.replaying.archive import Archive
 from jobs.replaying.read import read
 from jobs.replaying.window import WHO, Window
-from jobs.replaying.workers import Workers
 from operators.errors import Reject, Retry, RuvError, Stop
 from operators.records import encode
 from operators.stores import durable
@@ -50,7 +50,8 @@ def replay(given: argparse.Namespace, settings: Settings, progress: Any = lambda
     like = Archive(given.like) if given.like else None
     if like is not None and encode(window) != encode(Window()):
         raise Reject(WHO, "a window beside --like", "give one of them")
-    with Workers(settings) as workers, durable.locked(archive.path):
+    made = Workers(settings.replay.workers, settings.ray.object_store_memory_bytes, WHO)
+    with made as workers, durable.locked(archive.path):
         manifest = read(archive, settings, window, workers, like=like, progress=progress)
         if given.step == "rejudge":
             from jobs.replaying.rejudge import publish, rejudge

@@ -73,15 +73,16 @@ def evaluate_judge(
     attacks: Annotated[int, typer.Option(min=1, help="attacks of each class")] = 16,
     json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="the report there, too")] = None,
     fit: Annotated[Path | None, typer.Option(help="a correction there, for judge.corrections, if it is better")] = None,
+    lift: Annotated[Path | None, typer.Option(help="a lift there, for judge.lifts, if it ranks better")] = None,
     profile: Profile = None,
     set_: Sets = None,
 ) -> None:
     """Whether the judge can be trusted: agreement with known truth, biases, answers that rate themselves.
 
-    Takes a quarter of an hour on a free core. Works on made-up facts; no service need run.
+    Takes 25 minutes on a free core. Works on made-up facts; no service need run.
     """
     words = ["--facts", str(facts), "--attacks", str(attacks)]
-    run_job("evaluate_judge", words, {"--json": json_, "--fit": fit}, profile, set_)
+    run_job("evaluate_judge", words, {"--json": json_, "--fit": fit, "--lift": lift}, profile, set_)
 
 
 @evaluate_app.command("router")
@@ -91,6 +92,7 @@ def evaluate_router(
     train_fraction: Annotated[float, typer.Option(help="share of the prompts to learn from")] = 0.5,
     by_domain: Annotated[bool, typer.Option("--by-domain", help="test on domains not learned from")] = False,
     seeds: Annotated[int, typer.Option(min=1, help="runs of everything, each from another seed")] = 5,
+    workers: Annotated[int, typer.Option(min=0, help="Ray workers that share the seeds; 0 does without Ray")] = 0,
     json_: Annotated[
         Path | None, typer.Option("--json", metavar="OUT", help="the report there, a plot beside it as .png")
     ] = None,
@@ -102,7 +104,7 @@ def evaluate_router(
     Beside simpler ways to choose. Of two tiers, columns weak_correct and strong_correct will do.
     """
     words = ["--outcomes", str(outcomes), *["--by-domain"] * by_domain]
-    words += ["--train-fraction", str(train_fraction), "--seeds", str(seeds)]
+    words += ["--train-fraction", str(train_fraction), "--seeds", str(seeds), "--workers", str(workers)]
     run_job("evaluate_router", words, {"--test": test, "--json": json_}, profile, set_)
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 
 from conf.schema import Settings
 from jobs.consumer import read_record
+from jobs.ray_workers import Row, Workers
 from jobs.replaying.archive import Archive, Manifest, write_events
 from jobs.replaying.removed import Removed
 from jobs.replaying.window import WHO, Ranges, Window, ranges, split
-from jobs.replaying.workers import Row, Workers
 from operators.errors import Reject, Skip
 from operators.networks.features import LAYOUT
 from operators.records import Interaction, Verdict, encode

@@ -24,11 +24,11 @@ from typing import Any
 
 from conf.schema import Settings
 from jobs.consumer import read_record
+from jobs.ray_workers import Row, Workers
 from jobs.replaying.archive import Archive, read_table, rows, write_json, write_table
 from jobs.replaying.removed import Removed
 from jobs.replaying.standing import Key, key_of, standing
 from jobs.replaying.window import WHO, split
-from jobs.replaying.workers import Row, Workers
 from operators.engines.make import make_engine
 from operators.errors import Reject
 from operators.judge import Judge

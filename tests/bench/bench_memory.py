@@ -6,7 +6,7 @@ of the default one.
 
 And how fast is it as it grows (``memory_speed.py``, a process for each size)?
 
-    python -m tests.bench memory [--sizes=1000,10000,100000,1000000]
+    python -m tests.bench memory [--sizes=1000,10000,100000,1000000] [--ours]
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ def _sizes(words: list[str]) -> list[int]:
 
 def _speed(size: int) -> dict[str, Any]:
     command = [sys.executable, str(Path(__file__).with_name("memory_speed.py")), str(size)]
+    command += ["--ours"] * ("--ours" in sys.argv)
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 

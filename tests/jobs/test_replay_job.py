@@ -16,6 +16,7 @@ import pytest
 from conf.load import load
 from jobs.evidence import Tally
 from jobs.learning.turns import row
+from jobs.ray_workers import Workers
 from jobs.replay import main
 from jobs.replaying.archive import Archive
 from jobs.replaying.read import read
@@ -24,7 +25,6 @@ from jobs.replaying.retrain import REPLAY, retrain
 from jobs.replaying.standing import standing
 from jobs.replaying.turns import turns
 from jobs.replaying.window import Window, ranges
-from jobs.replaying.workers import Workers
 from operators.documents import node_id
 from operators.errors import Reject
 from operators.judge import Judge
@@ -84,7 +84,7 @@ def fill(root, n, first=0, **options):
 
 def taken(path, settings, window=None, like=None):
     archive = Archive(Path(path))
-    with Workers(settings) as workers:
+    with Workers(settings.replay.workers, 1 << 28, "replay") as workers:
         read(archive, settings, window or Window(), workers, like=like)
     return archive
 
@@ -248,7 +248,7 @@ class Strict(Judge):
 
 
 def judged(archive, settings, judge):
-    with Workers(settings) as workers:
+    with Workers(settings.replay.workers, 1 << 28, "replay") as workers:
         return rejudge(archive, settings, workers, make=lambda settings: judge)
 
 

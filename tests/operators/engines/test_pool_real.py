@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -98,18 +99,42 @@ async def test_three_models_in_room_for_two(tmp_path: Path) -> None:
     assert pool.bytes()[0] == 0
 
 
+@pytest.fixture
+def cgroup() -> Iterator[Path]:
+    """A cgroup for memory of our own, in ours; skips where we can't make one."""
+    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
+    mount = Path("/sys/fs/cgroup/memory" if any(names == "memory" for _, names, _ in lines) else "/sys/fs/cgroup")
+    path = next(path for _, names, path in lines if names == ("memory" if mount.name == "memory" else ""))
+    around = mount / path.lstrip("/")
+    group = (around if around.is_dir() else mount) / f"ruvllm-test-{os.getpid()}"
+    try:
+        group.mkdir()
+    except OSError as error:
+        pytest.skip(f"no cgroup can be made: {error}")
+    try:
+        if not any((group / name).exists() for name in ("memory.max", "memory.limit_in_bytes")):
+            pytest.skip("the cgroup has no limit of memory")
+        yield group
+    finally:
+        group.rmdir()
+
+
 @pytest.mark.slow
-def test_a_process_that_runs_out_of_memory_shrinks_instead_of_dying(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["address space", "cgroup"])
+def test_a_process_that_runs_out_of_memory_shrinks_instead_of_dying(
+    tmp_path: Path, kind: str, request: pytest.FixtureRequest
+) -> None:
     script = Path(__file__).with_name("pool_limited.py")
+    group = [str(request.getfixturevalue("cgroup"))] if kind == "cgroup" else []
     # One arena: by default each thread of malloc's reserves 64 MiB of addresses, and the limit counts addresses.
     env = {**os.environ, "PYTHONPATH": str(ROOT), "MALLOC_ARENA_MAX": "1"}
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path)], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, str(script), str(tmp_path), *group], env=env, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
     seen = json.loads(done.stdout)
     assert seen["loaded"] == ["t0", "t1", "t2"]
-    assert seen["limit"] == "RLIMIT_AS"
+    assert seen["limit"] == (f"cgroup {group[0]}" if group else "RLIMIT_AS")
     assert seen["shrunk"] == ["t0"]  # which was in use, and answers as before
     assert seen["same"]
     assert len(seen["freed"]) == 2  # one after the other, each when memory ended

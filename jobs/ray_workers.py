@@ -1,4 +1,4 @@
-"""Who does the parts of a replay: actors of Ray Data, or this process alone. Ray starts with the first part to do.
+"""Who does the parts of a job: actors of Ray Data, or this process alone. Ray starts with the first part to do.
 
 Under ``ray job submit`` the job joins the cluster that it was submitted to, else it starts a small Ray of its own.
 """
@@ -13,9 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
-from conf.schema import Settings
 from jobs.local_ray import local_ray
-from jobs.replaying.window import WHO
 from operators.errors import Stop
 
 Row = dict[str, Any]
@@ -34,10 +32,11 @@ class Worker(Protocol):
 
 
 class Workers:
-    """A context in which ``each`` has parts done. ``workers``: actors that read; 0 does all in this process."""
+    """A context in which ``each`` has parts done by ``count`` actors, with 0 by this process. Errors name ``who``."""
 
-    def __init__(self, settings: Settings) -> None:
-        self._settings, self._open, self._begun = settings, contextlib.ExitStack(), False
+    def __init__(self, count: int, object_store_bytes: int, who: str) -> None:
+        self._count, self._object_store_bytes, self._who = count, object_store_bytes, who
+        self._open, self._begun = contextlib.ExitStack(), False
 
     def __enter__(self) -> Workers:
         return self
@@ -52,10 +51,9 @@ class Workers:
 
         ``make(*args)`` makes a worker; ``alone``: there is only one. Raises ``Stop`` if a worker of Ray's fails.
         """
-        count = self._settings.replay.workers
         if not rows:
             return
-        if not count:
+        if not self._count:
             with contextlib.closing(make(*args)) as worker:
                 yield from map(worker, rows)
             return
@@ -67,7 +65,7 @@ class Workers:
             make,
             fn_constructor_args=args,
             num_cpus=1,
-            compute=ray.data.ActorPoolStrategy(size=1 if alone else min(count, len(rows))),
+            compute=ray.data.ActorPoolStrategy(size=1 if alone else min(self._count, len(rows))),
             # By default a worker that dies is started again, for ever: what kills it would never end.
             max_restarts=0,
             max_task_retries=0,
@@ -77,7 +75,7 @@ class Workers:
                 yield from block.to_pylist()
         except RayError as error:
             last = str(error).strip().splitlines()[-1][:300]
-            raise Stop(WHO, f"a worker failed: {last}", "mend that and start again: what is done stays done") from error
+            raise Stop(self._who, f"a worker failed: {last}", "mend that and start again") from error
 
     def _begin(self) -> None:
         if self._begun:
@@ -89,8 +87,7 @@ class Workers:
             ray.init(log_to_driver=False, logging_level="error")
             self._open.callback(ray.shutdown)
         else:
-            cpus = self._settings.replay.workers + 1
-            self._open.enter_context(local_ray(cpus, self._settings.ray.object_store_memory_bytes))
+            self._open.enter_context(local_ray(self._count + 1, self._object_store_bytes))
         import ray.data
 
         logging.getLogger("ray.data").setLevel(logging.ERROR)
