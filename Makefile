@@ -136,6 +136,12 @@ lock:
 	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
 	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
 	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
+	cp requirements/bench.lock build/lock/executorch.lock # its versions are kept
+	build/lock/bin/pip-compile -q --strip-extras --extra dev --extra executorch --generate-hashes --allow-unsafe \
+	  --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	  -o build/lock/executorch.lock pyproject.toml && sed -i '/^# The following packages are/,$$d' build/lock/executorch.lock
+	awk 'NR == FNR {if (/^[^ #]/) have[$$1]; next} /^[^ #]/ {keep = !($$1 in have)} keep' \
+	  requirements/dev.lock build/lock/executorch.lock > requirements/executorch.lock
 	for set in s3 peers; do build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header \
 	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/$$set.lock requirements/$$set.in; done
 	build/lock/bin/pip-compile -q --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url \
