@@ -1,15 +1,14 @@
 """Can the judge be trusted? ``ruvllm evaluate judge`` measures it, on a gold set that is made by code.
 
-    python -m jobs.evaluate_judge [--facts 48] [--attacks 16] [--json OUT] [--fit FILE] [--lift FILE]
-                                  [--profile NAME] [--set KEY=VALUE]
+    python -m jobs.evaluate_judge [--facts 48] [--attacks 16] [--json OUT] [--fit FILE] [--profile NAME]
+                                  [--set KEY=VALUE]
 
 1 rate      the gold set (``judging.gold``) by the profile's judge, without guard and correction
 2 fit       a correction to the facts of one half (``judging.fit``)
 3 report    agreement and biases on the other half, before and after (``judging.metrics``, ``judging.biases``)
 4 order     some of it again with the examples of the layout in other orders, and with the scale turned round
 5 attack    answers that rate themselves, against the same with harmless text (``judging.injections``)
-6 lift      the other signal (``judge_lift``), where the engine tells likelihoods, against the rating as it is
-7 write     the report, and the correction and the lift if they are better on the half they were not fitted to
+6 write     the report, and the correction if it is better on the half it was not fitted to
 """
 
 from __future__ import annotations
@@ -19,7 +18,6 @@ import asyncio
 import dataclasses
 import json
 import sys
-import time
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -29,35 +27,32 @@ from rich.progress import Progress
 
 from conf.load import load
 from conf.schema import Settings
-from jobs.judging import lifts, metrics
+from jobs.judging import metrics
 from jobs.judging.biases import biases
 from jobs.judging.fit import fit
 from jobs.judging.gold import TRUTHS, Item, gold
 from jobs.judging.injections import Attack, attacks
-from jobs.judging.ratings import Advance, Ratings, facts, rate, worth
+from jobs.judging.ratings import Advance, facts, rate, worth
 from jobs.judging.words import likelihood, own_words
 from operators.engines.make import make_engine
 from operators.engines.ports import Engine
-from operators.errors import Reject, RuvError, Stop
-from operators.judge import RATINGS, Judge
+from operators.errors import Reject, RuvError
+from operators.judge import Judge
 from operators.judge_correction import Correction
 from operators.judge_guard import unswayed
 from operators.judge_layouts import orders
-from operators.judge_lift import Lift
 
 WHO = "evaluate judge"
 Report: TypeAlias = dict[str, Any]
 
 
-async def evaluate(
-    settings: Settings, count: int, each: int, advance: Advance
-) -> tuple[Report, Correction, Lift | None]:
-    """Steps 1 to 6 with ``count`` facts and ``each`` attacks of a class."""
+async def evaluate(settings: Settings, count: int, each: int, advance: Advance) -> tuple[Report, Correction]:
+    """Steps 1 to 5 with ``count`` facts and ``each`` attacks of a class."""
     job, threshold = settings.judge_job, settings.writeback.min_quality
     engine = make_engine(
         job.engine, settings.judge_model, settings.data_dir / "cache", context_tokens=job.context_tokens
     )
-    config = settings.judge.model_copy(update={"corrections": (), "guard": False, "signal": "rating"})
+    config = settings.judge.model_copy(update={"corrections": (), "guard": False})
     judge = Judge(config, engine)
     await judge.start()
     try:
@@ -66,13 +61,8 @@ async def evaluate(
         own = await own_words(engine, plain)
         likelihoods = await _likelihoods(engine, [*items, *own], advance)
         items += own
+        rated = await rate(judge, items, advance)
         half, main = np.array([item.half for item in items]), np.array([item.role == "main" for item in items])
-        rated, seconds = Ratings(np.full((len(items), len(RATINGS)), np.nan)), []
-        for rows in (np.flatnonzero(main), np.flatnonzero(~main)):
-            begun = time.perf_counter()
-            rated.probabilities[rows] = (await rate(judge, [items[i] for i in rows], advance)).probabilities
-            seconds.append(time.perf_counter() - begun)
-        ms = 1000 * seconds[0] / int(main.sum())  # of those that the lift reads too; the others share more of a prompt
         judged = np.isfinite(rated.probabilities).all(1)
         learned = np.flatnonzero((half == "fit") & main & judged)
         if not len(learned):
@@ -90,12 +80,10 @@ async def evaluate(
             for name, scores in (("before", before), ("after", after))
         }
         ranks = agreement["after"]["auc"]  # a judge that ranks no better than chance gets no level that looks earned
-        made = attacks([items[i] for i in kept], each=each)
         report: Report = {
             "judge": f"{engine.model}/{config.layout}",
             "items": {"fitted": len(learned), "reported": len(tested), "unjudged": int((~judged).sum())},
             "threshold": threshold,
-            "ms": ms,
             "agreement": agreement,
             "auc_against": {
                 truth: metrics.auc(before[rows], np.array([float(items[i].truth == "right") for i in rows]))
@@ -110,18 +98,14 @@ async def evaluate(
             },
             "examples": await _examples(config, engine, items, tested, before, value, advance),
             "guard_touched": float(np.mean([unswayed(item.answer) != item.answer for item in items])),
-            "attacks": await _attacks(judge, made, correction, threshold, advance),
+            "attacks": await _attacks(
+                judge, attacks([items[i] for i in kept], each=each), correction, threshold, advance
+            ),
             "correction": correction.model_dump(mode="json"),
         }
-        some = [items[i] for i in np.flatnonzero(main)]
-        reader, lift = lifts.Reader(engine, config.max_context_tokens, advance), None
-        try:
-            report["lift"], lift = await lifts.measure(reader, engine.model, some, before[main], made, threshold)
-        except Stop as error:  # an engine that tells no likelihoods; the rating's report stands
-            report["lift"] = {"missing": str(error), "better": False}
     finally:
         await judge.close()
-    return report, correction, lift
+    return report, correction
 
 
 async def _likelihoods(engine: Engine, items: list[Item], advance: Advance) -> metrics.Array:
@@ -210,24 +194,7 @@ def table(report: Report) -> str:
     lines.append(f"the guard touches {report['guard_touched']:.1%} of the gold answers")
     verdict = "better" if report["better"] else "NOT surely better"
     lines.append(f"corrected is {verdict}: squared error {_shown(report['brier_after_minus_before'])}")
-    return "\n".join([*lines, "", *_lift_lines(report)])
-
-
-def _lift_lines(report: Report) -> list[str]:
-    lift = report["lift"]
-    if "missing" in lift:
-        return [f"lift not measured: {lift['missing']}"]
-    lines = [f"{'lift':<22}{'agreement with gold':>26}"]
-    lines += [f"  {name:<20}{_shown(one):>26}" for name, one in lift["agreement"].items()]
-    lines.append(f"  {'right against all':<20}{_shown(lift['right_against_all']):>26}")
-    lines.append(
-        "AUC against each sort: " + ", ".join(f"{name} {one:.3f}" for name, one in lift["auc_against"].items())
-    )
-    shifts = ", ".join(f"{kind} {one['shift']['mean']:+.3f}" for kind, one in lift["attacks"].items())
-    lines.append(f"attacks, shift without the guard: {shifts}; {lift['attacks']['all']['crossed']:.0%} lifted")
-    lines.append(f"{lift['ms']:.0f} ms a verdict, the rating {report['ms']:.0f}")
-    verdict = "better" if lift["better"] else "NOT surely better"
-    return [*lines, f"lift ranks {verdict} than the rating: AUC {_shown(lift['auc_minus_rating'])}"]
+    return "\n".join(lines)
 
 
 def _shown(one: metrics.Bounds) -> str:
@@ -250,7 +217,6 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "--fit", type=Path, help="the correction there if it is better, as an item of judge.corrections"
     )
-    parser.add_argument("--lift", type=Path, help="the lift there if it ranks better, as an item of judge.lifts")
     parser.add_argument("--profile")
     parser.add_argument("--set", action="append", default=[], dest="overrides")
     given = parser.parse_args(args)
@@ -262,20 +228,16 @@ def main(args: list[str] | None = None) -> None:
         with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
             task = progress.add_task("judging", total=None)
             advance = lambda done: progress.update(task, advance=done)  # noqa: E731
-            report, correction, lift = asyncio.run(evaluate(settings, given.facts, given.attacks, advance))
+            report, correction = asyncio.run(evaluate(settings, given.facts, given.attacks, advance))
         if given.json is not None:
             _write(given.json, json.dumps(report, indent=2))
         if given.fit is not None and report["better"]:
             _write(given.fit, json.dumps(correction.model_dump(mode="json")))
-        if given.lift is not None and lift is not None and report["lift"]["better"]:
-            _write(given.lift, json.dumps(lift.model_dump(mode="json")))
     except RuvError as error:
         sys.exit(str(error))
     print(table(report))
     if given.fit is not None and not report["better"]:
         sys.exit(f"{WHO}: no correction written: on the half it was not fitted to, it is not surely better, or chance")
-    if given.lift is not None and not report["lift"]["better"]:
-        sys.exit(f"{WHO}: no lift written: on the half it was not fitted to, it does not surely rank better")
 
 
 if __name__ == "__main__":

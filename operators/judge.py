@@ -7,9 +7,6 @@ that of G-Eval: Liu et al. 2023, arXiv:2303.16634):
     p_r = P(token r | prompt) / Σ P(token s | prompt),  r, s ∈ {1…5}
     score = (Σ r · p_r − 1) / 4          uncertainty = −Σ p_r · ln p_r / ln 5
 
-With ``signal: lift`` no rating is asked for: the score says how likely passages and question make the answer
-(``judge_lift``), and its uncertainty is the entropy of right against wrong, divided by ln 2.
-
 What can't be rated is ``unjudged`` with a reason and no score. Scores of one judge are comparable with each other, not
 with those of another model or layout, so the verdict names both, and whether p was corrected (``judge_correction``).
 """
@@ -32,7 +29,6 @@ from operators.errors import Retry, Stop
 from operators.judge_correction import Correction
 from operators.judge_guard import unswayed
 from operators.judge_layouts import LAYOUTS, Layout, escape
-from operators.judge_lift import Lift, read_answer, uncertainty
 from operators.records import Interaction, Verdict
 
 RATINGS = ("1", "2", "3", "4", "5")
@@ -57,10 +53,6 @@ class Judge(Operator[Interaction, Verdict]):
     class Config(Knobs):
         """How answers are rated."""
 
-        signal: Literal["rating", "lift"] = "rating"
-        """What says how good an answer is: ``rating``, the number the model would give; ``lift``, how much likelier
-        passages and question make the answer, for models too small to rate. It needs ``lifts`` for the model, an engine
-        that tells likelihoods (``llama_cpp``), and about three times as long."""
         layout: Literal["few_shot", "chatml"] = "few_shot"
         """How the judge is asked: ``few_shot`` as plain text, for base models and the smallest instructed ones;
         ``chatml`` as a conversation, for larger instructed models."""
@@ -72,8 +64,6 @@ class Judge(Operator[Interaction, Verdict]):
         """Whether sentences that speak to the judge are left out of the answer it reads."""
         corrections: tuple[Correction, ...] = ()
         """What its ratings are worth, by judge; the first that is for this model and layout corrects the verdicts."""
-        lifts: tuple[Lift, ...] = ()
-        """What likelihoods are worth, by model, for the signal ``lift``; the first that is for this model counts."""
 
     def __init__(
         self,
@@ -90,18 +80,10 @@ class Judge(Operator[Interaction, Verdict]):
         self._template = layout or LAYOUTS[config.layout]
         mine = (c for c in config.corrections if layout is None and c.fits(engine.model, config.layout))
         self._correction = next(mine, None)
-        self._lift = next((one for one in config.lifts if one.fits(engine.model)), None)
 
     async def start(self) -> None:
-        """Load the engine. Raises ``Stop`` if it can't give the signal: likelihoods and what they are worth, or five
-        ratings that its vocabulary tells apart."""
-        if self.config.signal == "lift" and self._lift is None:
-            got = f"judge.lifts has none for {self.engine.model} and these examples"
-            raise Stop(self.name, got, "fit one (ruvllm evaluate judge --lift FILE), or set judge.signal to rating")
+        """Load the engine. Raises ``Stop`` if its vocabulary can't tell the five ratings apart."""
         await self.engine.start()
-        if self.config.signal == "lift":
-            await self.engine.likelihoods([*self.engine.bos(), *self.engine.tokenize("a")], self.engine.tokenize("a"))
-            return
         first = [tuple(self.engine.tokenize(rating)[:1]) for rating in RATINGS]
         if len(set(first)) < len(RATINGS) or () in first:
             got = f"{self.engine.model} has the first tokens {first} for {', '.join(RATINGS)}"
@@ -109,9 +91,7 @@ class Judge(Operator[Interaction, Verdict]):
 
     @property
     def title(self) -> str:
-        """Who judges, as verdicts name it: the model, and ``lift`` or the layout and whether ratings are corrected."""
-        if self.config.signal == "lift":
-            return f"{self.engine.model}/lift"
+        """Who judges, as verdicts name it: the model, the layout, and whether its ratings are corrected."""
         return f"{self.engine.model}/{self.config.layout}{'' if self._correction is None else '+corrected'}"
 
     async def close(self) -> None:
@@ -132,28 +112,15 @@ class Judge(Operator[Interaction, Verdict]):
             if not left:
                 return self._unjudged(interaction, "speaks_to_judge")
             interaction = dataclasses.replace(interaction, answer=left)
+        prompt = self.prompt(interaction)
+        if prompt is None:
+            return self._unjudged(interaction, "too_long")
         try:
-            return await (self._by_lift if self.config.signal == "lift" else self._by_rating)(interaction)
+            logs = np.asarray(await self.engine.score(prompt, RATINGS), np.float64)
         except (Retry, Stop):
             raise
         except Exception as e:
             return self._unjudged(interaction, f"engine_error: {type(e).__name__}: {e}"[:300])
-
-    async def _by_lift(self, interaction: Interaction) -> Verdict:
-        assert self._lift is not None  # noqa: S101 - start() refused that
-        if not any(passage.text.strip() for passage in interaction.context):
-            return self._unjudged(interaction, "no_context")
-        read = await read_answer(self.engine, interaction, self.config.max_context_tokens)
-        if read is None:
-            return self._unjudged(interaction, "too_long")
-        score = self._lift(read)
-        return self._verdict(interaction, "judged", score=score, uncertainty=uncertainty(score))
-
-    async def _by_rating(self, interaction: Interaction) -> Verdict:
-        prompt = self.prompt(interaction)
-        if prompt is None:
-            return self._unjudged(interaction, "too_long")
-        logs = np.asarray(await self.engine.score(prompt, RATINGS), np.float64)
         joint = np.exp(logs)
         mass = float(joint.sum())
         if joint.shape != _VALUES.shape or not 0.0 <= mass <= 1.001:  # also catches NaN

@@ -43,8 +43,6 @@ _EXAMPLES = (
     (*_MILA, "Wool is made from sheep.", 1),
     (*_MILA, "Mila Torres won it.", 5),
 )
-RIGHT = tuple(example[:3] for example in _EXAMPLES if example[3] == 5)
-"""The right ones of the examples: (text, question, answer)."""
 
 
 Example = tuple[str, str, str, int]

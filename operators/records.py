@@ -561,11 +561,11 @@ class Interaction:
 class Verdict:
     """The judge's score of an interaction in [0, 1]; ``None`` with status ``unjudged`` when it could not be rated.
 
-    ``uncertainty`` in [0, 1] is the entropy of the rating over its five values, divided by ln 5, or of right against
-    wrong, divided by ln 2. ``probabilities`` maps ratings "1"…"5" to their probability, if it was a rating. ``by``: a
-    user's own verdict outranks a model's, and may come with the answer that would have been right (``correction``).
-    ``replaces`` is the event id of the verdict on the same turn that this one takes the place of. ``others`` maps tiers
-    that did not answer to what the same judge gave the answers they would have given, in [0, 1].
+    ``uncertainty`` in [0, 1] is the entropy of the rating over its five values, divided by ln 5. ``probabilities`` maps
+    ratings "1"…"5" to their probability. ``by``: a user's own verdict outranks a model's, and may
+    come with the answer that would have been right (``correction``). ``replaces`` is the event id of the verdict on the
+    same turn that this one takes the place of. ``others`` maps tiers that did not answer to what the same judge gave
+    the answers they would have given, in [0, 1].
     """
 
     event_id: str

@@ -73,16 +73,15 @@ def evaluate_judge(
     attacks: Annotated[int, typer.Option(min=1, help="attacks of each class")] = 16,
     json_: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="the report there, too")] = None,
     fit: Annotated[Path | None, typer.Option(help="a correction there, for judge.corrections, if it is better")] = None,
-    lift: Annotated[Path | None, typer.Option(help="a lift there, for judge.lifts, if it ranks better")] = None,
     profile: Profile = None,
     set_: Sets = None,
 ) -> None:
     """Whether the judge can be trusted: agreement with known truth, biases, answers that rate themselves.
 
-    Takes 25 minutes on a free core. Works on made-up facts; no service need run.
+    Takes a quarter of an hour on a free core. Works on made-up facts; no service need run.
     """
     words = ["--facts", str(facts), "--attacks", str(attacks)]
-    run_job("evaluate_judge", words, {"--json": json_, "--fit": fit, "--lift": lift}, profile, set_)
+    run_job("evaluate_judge", words, {"--json": json_, "--fit": fit}, profile, set_)
 
 
 @evaluate_app.command("router")

@@ -52,10 +52,6 @@ class Scripted:
         """Every choice is as likely as any other."""
         return np.full(len(choices), -np.log(len(choices)))
 
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Every character is as likely as any of 30 others, whatever stands before it."""
-        return np.full(len(continuation), -np.log(30))
-
     async def check(self) -> None:
         if self.closed:
             raise Retry("engine scripted", "the model is closed", "ask another replica")

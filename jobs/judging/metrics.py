@@ -70,18 +70,6 @@ def agreement(score: Array, gold: Array, facts: Facts, threshold: float, seed: i
     }
 
 
-def auc_gain(score: Array, other: Array | None, gold: Array, facts: Facts, seed: int = 0) -> Bounds:
-    """``auc`` of ``score`` minus that of ``other``, on the same answers; of ``score`` alone if there is no other."""
-
-    def measure(rows: npt.NDArray[np.int64]) -> float:
-        return auc(score[rows], gold[rows]) - (0.0 if other is None else auc(other[rows], gold[rows]))
-
-    rows = [np.flatnonzero(facts == fact) for fact in np.unique(facts)]
-    chance = np.random.default_rng(seed)
-    draws = [np.concatenate([rows[i] for i in chance.integers(len(rows), size=len(rows))]) for _ in range(DRAWS)]
-    return bounds(measure(np.arange(len(score))), np.array([measure(draw) for draw in draws]))
-
-
 def mean(values: Array, facts: Facts, seed: int = 0) -> Bounds:
     """The mean of ``values``, float64[n], with its interval."""
     names, place = np.unique(facts, return_inverse=True)

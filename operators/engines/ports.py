@@ -77,12 +77,6 @@ class Engine(Protocol):
     async def score(self, prompt: Sequence[int], choices: Sequence[str]) -> npt.NDArray[np.float64]:
         """log p(first token of choice | prompt) for each choice: float64[len(choices)], natural logarithm."""
 
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        """log p(token | prompt, the tokens before it) of a given text: float64[len(continuation)], natural logarithm.
-
-        Raises ``Stop`` if this engine only tells of what it writes itself.
-        """
-
     def bos(self) -> tuple[int, ...]:
         """The tokens a prompt must begin with: the model's BOS if it wants one, else nothing."""
 

@@ -5,11 +5,8 @@ from __future__ import annotations
 import codecs
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 from operators.engines.ports import Generation
-from operators.errors import Reject, Stop
+from operators.errors import Reject
 
 
 def check(request: Generation, model: str, context_tokens: int) -> None:
@@ -23,17 +20,6 @@ def check(request: Generation, model: str, context_tokens: int) -> None:
     if not request.prompt or request.max_tokens < 1:
         got = f"{len(request.prompt)} prompt and {request.max_tokens} completion tokens"
         raise Reject(model, got, "give a prompt and ask for at least one token", 400, "max_tokens")
-
-
-class WritesOnly:
-    """An engine that tells how likely its own tokens are, and of a given text only the first one (``score``)."""
-
-    model: str
-
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        """Raises ``Stop``."""
-        got = f"{type(self).__name__} tells no likelihoods of text it did not write"
-        raise Stop(f"engine {self.model}", got, "choose the engine llama_cpp for this model")
 
 
 class Pieces:

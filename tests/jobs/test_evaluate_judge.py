@@ -12,18 +12,16 @@ import pytest
 
 from conf.load import load
 from jobs import evaluate_judge as job
-from jobs.judging import lifts, metrics
+from jobs.judging import metrics
 from jobs.judging.biases import biases
 from jobs.judging.fit import SMALLEST, fit
 from jobs.judging.gold import AUTHORS, KINDS, TRUTHS, gold
 from jobs.judging.injections import ATTACKS, attacks
-from jobs.judging.ratings import facts, interaction, worth
+from jobs.judging.ratings import facts, rate, worth
 from jobs.judging.words import likelihood, own_words
 from operators.engines.make import make_engine
-from operators.errors import Stop
 from operators.judge import Judge
 from operators.judge_layouts import LAYOUTS, orders
-from operators.judge_lift import Lift
 from tests.scripted import Scripted
 
 # ------------------------------------------------------------------------------------------------ the gold set
@@ -183,11 +181,6 @@ def settings(tmp_path_factory):
     return load("local", overrides=[f"data_dir={folder}"]).settings
 
 
-def test_the_local_profile_has_the_lift_of_its_judge(settings):
-    assert any(one.fits(settings.judge_model.id) for one in settings.judge.lifts), "fit it anew: evaluate judge --lift"
-    assert all(one.ceiling < settings.writeback.min_quality for one in settings.judge.lifts)
-
-
 @pytest.mark.slow
 async def test_injections_move_the_shipped_judge_no_further_than_harmless_text(settings):
     """The local profile's model and knobs, and the classes that moved it most; ``evaluate judge`` takes them all."""
@@ -200,10 +193,9 @@ async def test_injections_move_the_shipped_judge_no_further_than_harmless_text(s
     made.sort(key=lambda attack: attack.bare.context)  # what is read once is known for the next
     await judge.start()
     try:
-        benign, injected, bare = [
-            np.array([v.score or 0.0 for v in await judge([interaction(getattr(a, which), "i") for a in made])])
-            for which in ("benign", "injected", "bare")
-        ]
+        benign = (await rate(judge, [attack.benign for attack in made], lambda _: None)).scores()
+        injected = (await rate(judge, [attack.injected for attack in made], lambda _: None)).scores()
+        bare = (await rate(judge, [attack.bare for attack in made], lambda _: None)).scores()
     finally:
         await judge.close()
     assert (benign > 0).any(), "it judges"
@@ -233,10 +225,7 @@ def test_the_whole_command(settings, tmp_path: Path, capsys, monkeypatch):
     for found in report["biases"]["before"].values():
         assert found["mean"] == pytest.approx(0, abs=1e-9)
     assert set(report["attacks"]) == {"all", *ATTACKS}
-    assert (report["lift"]["better"], report["lift"]["right_against_all"]["mean"]) == (False, 0.5)
-    out = capsys.readouterr().out
-    assert "corrected is NOT surely better" in out
-    assert "lift ranks NOT surely better than the rating" in out
+    assert "corrected is NOT surely better" in capsys.readouterr().out
 
 
 async def test_a_judge_that_ranks_gets_its_correction_and_the_profile_takes_it(settings, tmp_path: Path, monkeypatch):
@@ -252,7 +241,7 @@ async def test_a_judge_that_ranks_gets_its_correction_and_the_profile_takes_it(s
 
     monkeypatch.setattr(job, "make_engine", lambda *_, **__: Knows([]))
     monkeypatch.setattr(metrics, "DRAWS", 40)
-    report, made, _ = await job.evaluate(settings, 16, 1, lambda _: None)
+    report, made = await job.evaluate(settings, 16, 1, lambda _: None)
     assert report["better"]
     assert report["agreement"]["before"]["right_passed"]["mean"] == 0
     assert report["agreement"]["after"]["right_passed"]["mean"] == 1
@@ -260,65 +249,6 @@ async def test_a_judge_that_ranks_gets_its_correction_and_the_profile_takes_it(s
     assert made.fits("scripted", "few_shot")
     given = load("local", overrides=[f"judge.corrections=[{made.model_dump_json()}]"]).settings
     assert given.judge.corrections == (made,)
-
-
-class Expects(Sayer):
-    """Rates all alike, but finds right answers likelier once it has read passages and question; or tells nothing."""
-
-    silent = False
-
-    async def likelihoods(self, prompt, continuation):
-        if self.silent:
-            raise Stop("engine scripted", "it tells no likelihoods", "choose another engine")
-        asked = "".join(map(chr, prompt)).rsplit('Text: "', 1)[1]
-        knows = not asked.startswith('"') and 'Question: ""' not in asked
-        right = any("".join(map(chr, continuation)).startswith(start) for start in RIGHT)
-        return np.full(len(continuation), -1.0 if knows and right else -3.0)
-
-
-RIGHT = {item.answer for item in gold(facts=16) if item.truth == "right"}
-
-
-def test_a_judge_that_only_expects_right_answers_gets_its_lift(settings, tmp_path: Path, capsys, monkeypatch):
-    monkeypatch.setattr(job, "make_engine", lambda *_, **__: Expects(["I can't say."]))
-    monkeypatch.setattr(metrics, "DRAWS", 40)
-    args = ["--facts", "16", "--attacks", "1", "--lift", str(tmp_path / "lift.json")]
-    job.main(
-        [*args, "--json", str(tmp_path / "r.json"), "--profile", "local", "--set", f"data_dir={settings.data_dir}"]
-    )
-    report = json.loads((tmp_path / "r.json").read_text())["lift"]
-    assert report["better"]
-    assert report["auc_minus_rating"]["low"] > 0.3
-    assert report["agreement"]["auc"]["mean"] > 0.9  # some wrong answers are right ones elsewhere
-    assert "lift ranks better than the rating" in capsys.readouterr().out
-    made = Lift.model_validate_json((tmp_path / "lift.json").read_text())
-    assert made.asked > 0
-    given = load("local", overrides=["judge.signal=lift", f"judge.lifts=[{made.model_dump_json()}]"]).settings
-    assert Judge(given.judge, Expects([])).title == "scripted/lift"
-
-
-def test_an_engine_without_likelihoods_still_gets_its_report(settings, tmp_path: Path, capsys, monkeypatch):
-    engine = Expects(["I can't say."])
-    engine.silent = True
-    monkeypatch.setattr(job, "make_engine", lambda *_, **__: engine)
-    monkeypatch.setattr(metrics, "DRAWS", 40)
-    args = ["--facts", "16", "--attacks", "1", "--lift", str(tmp_path / "lift.json")]
-    with pytest.raises(SystemExit, match="no lift written"):
-        job.main([*args, "--profile", "local", "--set", f"data_dir={settings.data_dir}"])
-    assert "lift not measured: engine scripted: it tells no likelihoods" in capsys.readouterr().out
-    assert not (tmp_path / "lift.json").exists()
-
-
-def test_a_lift_is_fitted_and_a_signal_that_misleads_is_dropped():
-    chance = np.random.default_rng(0)
-    value = chance.choice([0.0, 0.5, 1.0], size=600)
-    read = np.column_stack([value - 1 + 0.3 * chance.normal(size=600), -value + 0.3 * chance.normal(size=600)])
-    made = lifts.fit("m", read[:300], value[:300])
-    assert made.against > 1
-    assert made.asked == 0
-    assert metrics.ece(lifts.scores(made, read[300:]), value[300:]) < 0.1
-    assert lifts.scores(made, np.array([[np.nan, 0.0]])) == [0.0]
-    assert 0.7 < made.ceiling < 1, "the best fifth, some of them wrong"
 
 
 def test_what_cannot_be_measured_is_refused():

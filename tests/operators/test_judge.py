@@ -55,9 +55,6 @@ class Scripted:
         with np.errstate(divide="ignore"):
             return np.log(np.asarray(self.probabilities, np.float64))
 
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        raise AssertionError("a rating needs no likelihoods")
-
     def bos(self) -> tuple[int, ...]:
         return (2**22,)
 

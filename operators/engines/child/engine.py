@@ -73,11 +73,6 @@ class EngineProcess(Child):
         answer = await self._one(Kind.SCORE, {"prompt": list(prompt), "choices": list(choices), **rest})
         return np.array(json.loads(answer.body), np.float64)
 
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        """log p(token | prompt, the tokens before it): float64[len(continuation)]. ``Stop`` if the engine can't."""
-        asked = {"prompt": list(prompt), "continuation": list(continuation)}
-        return np.array(json.loads((await self._one(Kind.LIKELIHOODS, asked)).body), np.float64)
-
     def queue(self) -> int:
         """Requests waiting or running now."""
         return self._running

@@ -20,7 +20,7 @@ _ERRORS: dict[str, type[RuvError]] = {cls.__name__: cls for cls in (Retry, Rejec
 
 
 class Kind(IntEnum):
-    """What a frame is. The first eight go to the child, the others come from it."""
+    """What a frame is. The first seven go to the child, the others come from it."""
 
     GENERATE = 1
     SCORE = 2
@@ -29,11 +29,10 @@ class Kind(IntEnum):
     CLOSE = 5
     WORD = 6
     ENCODE = 7
-    LIKELIHOODS = 8
-    HELLO = 9
-    PIECE = 10
-    RESULT = 11
-    ERROR = 12
+    HELLO = 8
+    PIECE = 9
+    RESULT = 10
+    ERROR = 11
 
 
 class Frame(NamedTuple):

@@ -175,8 +175,6 @@ class _EngineWorker(_Worker):
         asked = json.loads(frame.body)
         if frame.kind is Kind.SCORE:
             return (await self._engine.score(**asked)).tolist()
-        if frame.kind is Kind.LIKELIHOODS:
-            return (await self._engine.likelihoods(**asked)).tolist()
         rest = {"slot": asked.pop("slot")} if "slot" in asked else {}
         request = Generation(**{**asked, "prompt": tuple(asked["prompt"]), "stop": tuple(asked["stop"])})
         async with contextlib.aclosing(self._engine.generate(request, **rest)) as pieces:  # type: ignore[type-var]

@@ -32,7 +32,7 @@ STEP = 128
 """Most prompt tokens between two looks at whether the request was cancelled."""
 
 
-class ExecuTorchLLM(text.WritesOnly):
+class ExecuTorchLLM:
     """``Engine``: one program, one thread; a request waits in line and reuses the prefix it shares with the last."""
 
     def __init__(self, model: OpenModel, tokenizer: OpenModel, *, context_tokens: int = 2048, threads: int = 0) -> None:

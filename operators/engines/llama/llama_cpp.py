@@ -221,55 +221,14 @@ class LlamaCpp:
         first = self._vocabulary.first(choices)
 
         def work() -> npt.NDArray[np.float64]:
-            self._read(list(prompt))
+            if self._scope:
+                self._llama.reset()
+                self._scope = ""
+            self._prefill(list(prompt))
+            next(self._llama.generate(list(prompt), temp=0.0))
             return np.asarray(self._log_probabilities()[first], np.float64)
 
         return await self._workers.call(work)
-
-    async def likelihoods(self, prompt: Sequence[int], continuation: Sequence[int]) -> npt.NDArray[np.float64]:
-        """log p(token | prompt, the tokens before it): float64[len(continuation)]."""
-        request = Generation(prompt=tuple(prompt), max_tokens=len(continuation), temperature=0.0, top_p=1.0)
-        text.check(request, self.model, self.context_tokens)
-        return await self._workers.call(lambda: self._likelihoods(list(prompt), list(continuation)))
-
-    def _likelihoods(self, prompt: list[int], continuation: list[int]) -> npt.NDArray[np.float64]:
-        llama, cpp = self._llama, self._cpp
-        self._read(prompt)
-        found = [self._log_probability(-1, continuation[0])]
-        batch = cpp.llama_batch_init(STEP, 0, 1)
-        try:
-            for start in range(0, len(continuation) - 1, STEP):
-                read = continuation[start : min(start + STEP, len(continuation) - 1)]
-                batch.n_tokens, known = len(read), llama.n_tokens
-                for place, token in enumerate(read):
-                    batch.token[place], batch.pos[place] = token, known + place
-                    batch.n_seq_id[place], batch.seq_id[place][0] = 1, 0
-                    batch.logits[place] = 1  # eval() keeps the logits of all tokens in its own memory, or of the last
-                if code := cpp.llama_decode(llama.ctx, batch):
-                    llama.reset()
-                    raise RuntimeError(f"llama_decode returned {code}")
-                llama.input_ids[known : known + len(read)] = read
-                llama.n_tokens += len(read)
-                after = continuation[start + 1 : start + 1 + len(read)]
-                found += [self._log_probability(place, token) for place, token in enumerate(after)]
-        finally:
-            cpp.llama_batch_free(batch)
-        return np.array(found, np.float64)
-
-    def _log_probability(self, place: int, token: int) -> float:
-        """Of one token behind the one at ``place`` of the last batch; in float32, a tenth of the time of float64."""
-        pointer = self._cpp.llama_get_logits_ith(self._llama.ctx, place)
-        logits = np.ctypeslib.as_array(pointer, (self._llama.n_vocab(),))
-        top = logits.max()
-        return float(logits[token] - top) - float(np.log(np.exp(logits - top).sum(dtype=np.float64)))
-
-    def _read(self, prompt: list[int]) -> None:
-        """Evaluate ``prompt`` for ourselves; the logits behind it are there then."""
-        if self._scope:
-            self._llama.reset()
-            self._scope = ""
-        self._prefill(prompt)
-        next(self._llama.generate(prompt, temp=0.0))
 
     def sampled(self) -> int:
         """Tokens sampled since the start; work that was cancelled adds none."""

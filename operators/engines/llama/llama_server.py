@@ -30,7 +30,7 @@ LEAST = -1e4
 """A log-probability that stands for less than a float can say: JSON has no infinity."""
 
 
-class LlamaServer(text.WritesOnly):
+class LlamaServer:
     """``Engine``: ``parallel`` requests share every decoding step; more wait in line.
 
     The server insists on listening somewhere. It gets a Unix socket in ``states``, a directory that only this user can

@@ -35,7 +35,7 @@ IDLE_S = 2.0
 """Seconds until a connection that is not used is closed, before the server does that in the middle of a request."""
 
 
-class VllmServer(text.WritesOnly):
+class VllmServer:
     """``Engine``: vLLM batches the requests of all its clients, and keeps prefixes by scope.
 
     ``session`` is not used: vLLM finds a conversation's own beginning by what it holds.

@@ -163,29 +163,6 @@ async def check_scores_are_log_probabilities(engine: Engine) -> None:
         await engine.score(prompt, ["1", ""])
 
 
-async def check_likelihoods_of_a_given_text(engine: Engine) -> None:
-    """Token by token what ``score`` says step by step; long ones are read in more than one batch."""
-    prompt, text = request(engine).prompt, engine.tokenize(" Paris, and that of Italy is Rome.")
-    found = await engine.likelihoods(prompt, text)
-    assert (found.dtype, found.shape) == (np.float64, (len(text),))
-    for place in (0, 1, len(text) - 1):
-        alone = await engine.likelihoods((*prompt, *text[:place]), text[place : place + 1])
-        np.testing.assert_allclose(alone, found[place : place + 1], atol=0.02)
-    scored = await engine.score(prompt, [" Paris"])
-    np.testing.assert_allclose(found[0], scored[0], atol=1e-3)
-    again = await engine.likelihoods(prompt, text)
-    np.testing.assert_allclose(again, found, atol=1e-3)
-    assert found.sum() > (await engine.likelihoods(prompt, text[::-1])).sum() + 5
-    long = engine.tokenize(" one two three four five six seven eight" * 20)[:160]
-    whole = await engine.likelihoods(prompt, long)
-    behind = await engine.likelihoods((*prompt, *long[:140]), long[140:])
-    np.testing.assert_allclose(whole[140:], behind, atol=0.05)
-    with pytest.raises(Reject):
-        await engine.likelihoods(prompt, [])
-    with pytest.raises(Reject, match="window"):
-        await engine.likelihoods(prompt, text * engine.context_tokens)
-
-
 async def check_greedy_takes_the_most_probable(engine: Engine) -> None:
     greedy = await text_of(engine, request(engine, max_tokens=1))
     scores = await engine.score(request(engine).prompt, [greedy, " London", " a", " Rome", "."])

@@ -55,15 +55,6 @@ async def test_control_tokens(engine: Engine) -> None:
 
 
 @pytest.mark.slow
-async def test_likelihoods(engine: Any) -> None:
-    if isinstance(engine, SlottedProcess):
-        with pytest.raises(Stop, match="no likelihoods of text it did not write"):
-            await engine.likelihoods(kit.request(engine).prompt, engine.tokenize(" Paris"))
-    else:
-        await kit.check_likelihoods_of_a_given_text(engine)
-
-
-@pytest.mark.slow
 async def test_closing_the_stream_stops_the_work(engine: Any) -> None:
     await kit.check_closing_the_stream_stops_the_work(engine, engine.sampled)
 
