@@ -83,7 +83,7 @@ class Http(Knobs):
     """Most characters of all messages of a request together."""
     request_timeout_s: float = Field(120.0, gt=0)
     """Longest time in seconds a request may take, waiting in line and its stream included. Documents may take it once
-    for every ``max_body_bytes`` they have."""
+    for every 256 KiB of text."""
     max_concurrent: int = Field(8, ge=1)
     """Requests worked on at the same time."""
     max_queued: int = Field(32, ge=0)

@@ -21,6 +21,8 @@ from operators.errors import Reject
 from operators.records import Kind, record
 from operators.sentences import Unit, split
 
+LONG_BYTES = 256 * 1024
+"""Text that is worth a request's time of its own: half a minute's embedding where 12 chunks a second are embedded."""
 NAMESPACE = uuid.UUID("6f1d3c52-9b0e-5c1b-8a54-2f0c8e7d4a10")
 """Namespace of all ids made here. Changing it makes every stored node a stranger: never do."""
 

@@ -12,6 +12,7 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from conf.load import load
+from operators.documents import LONG_BYTES
 from operators.errors import Reject
 from operators.files import SUFFIXES, find
 from pipeline.client import Client
@@ -39,7 +40,7 @@ def ingest(
     settings = load(profile, overrides=set_ or []).settings
     out, err = (Console(stderr=stderr, highlight=False, soft_wrap=True) for stderr in (False, True))
     http = settings.http
-    patience = http.request_timeout_s * (1 + http.max_documents_body_bytes // http.max_body_bytes)
+    patience = http.request_timeout_s * (1 + http.max_documents_body_bytes // LONG_BYTES)
     client = Client(http.url() if url is None else url, api_key, timeout_s=patience)
     files = find(paths)
     tenant = job_tenant(settings, url, api_key)
@@ -53,7 +54,8 @@ def ingest(
     else:
         with Progress(console=err, disable=as_json or not err.is_terminal, transient=True) as progress:
             task = progress.add_task("ingesting", total=len(files))
-            report = send(client, files, settings, lambda: progress.advance(task))
+            say = (lambda text: None) if as_json else lambda text: progress.console.print(escape(text))
+            report = send(client, files, settings, lambda: progress.advance(task), say)
     if as_json:
         print(json.dumps(report, ensure_ascii=False, indent=2))
     elif not files:

@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from conf.schema import Settings, is_loopback
-from operators.documents import parse
+from operators.documents import LONG_BYTES, parse
 from operators.errors import Reject, Retry, Stop
 from pipeline.client import Client
 from pipeline.guard import DEFAULT_TENANT
@@ -26,8 +26,14 @@ JOB_FROM = 200
 """Files from which the job is worth starting: Ray takes about 10 s to come up."""
 
 
-def send(client: Client, files: Sequence[Path], settings: Settings, advance: Callable[[], None]) -> dict[str, Any]:
-    """Send every file; one that can't be used is reported and the rest go on."""
+def send(
+    client: Client,
+    files: Sequence[Path],
+    settings: Settings,
+    advance: Callable[[], None],
+    say: Callable[[str], None] = lambda text: None,
+) -> dict[str, Any]:
+    """Send every file; one that can't be used is reported and the rest go on. ``say`` is told what will take long."""
     report: dict[str, Any] = {
         "files": len(files),
         "added": 0,
@@ -40,6 +46,8 @@ def send(client: Client, files: Sequence[Path], settings: Settings, advance: Cal
     for path in files:
         try:
             text = parse(path.read_bytes(), name=str(path), config=settings.documents)
+            if len(text) > LONG_BYTES:
+                say(f"{path} has {len(text):,} characters and is embedded whole: this takes minutes")
             answer = _patiently(client, {"documents": [{"text": text, "source": str(path)}]})
             for key in ("added", "duplicates", "edges"):
                 report[key] += answer[key]

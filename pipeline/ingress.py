@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
+from operators.documents import LONG_BYTES
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
@@ -165,7 +166,7 @@ def create_app(service: Service) -> FastAPI:
             for d in body.documents
         ]
         size = sum(len(d.text.encode()) for d in incoming)
-        made, added = await admitted(service.add(who, incoming), times=1 + size // http.max_body_bytes)
+        made, added = await admitted(service.add(who, incoming), times=1 + size // LONG_BYTES)
         new = set(added.new)
         return api.DocumentsResponse(
             documents=[
