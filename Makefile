@@ -129,23 +129,22 @@ bench: $(VENV)/.installed-bench build/peers/.installed
 docs: install-dev
 	$(BIN)/python -m conf.docs
 
+COMPILE = build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header --no-emit-index-url \
+  --no-emit-find-links --no-emit-trusted-host
+
 lock:
 	$(PYTHON) -m venv build/lock && build/lock/bin/pip install -q "pip<26" pip-tools==7.6.2
-	for set in bench dev base; do build/lock/bin/pip-compile -q --strip-extras \
+	for set in bench dev base; do $(COMPILE) --allow-unsafe --unsafe-package torch \
 	  $$(case $$set in bench) echo --extra dev --extra bench;; dev) echo --extra dev;; esac) \
-	  --generate-hashes --allow-unsafe --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links \
-	  --no-emit-trusted-host -o requirements/$$set.lock pyproject.toml && \
+	  -o requirements/$$set.lock pyproject.toml && \
 	  sed -i '/^# The following packages are/,$$d' requirements/$$set.lock; done
 	cp requirements/bench.lock build/lock/executorch.lock # its versions are kept
-	build/lock/bin/pip-compile -q --strip-extras --extra dev --extra executorch --generate-hashes --allow-unsafe \
-	  --unsafe-package torch --no-header --no-emit-index-url --no-emit-find-links --no-emit-trusted-host \
+	$(COMPILE) --allow-unsafe --unsafe-package torch --extra dev --extra executorch \
 	  -o build/lock/executorch.lock pyproject.toml && sed -i '/^# The following packages are/,$$d' build/lock/executorch.lock
 	awk 'NR == FNR {if (/^[^ #]/) have[$$1]; next} /^[^ #]/ {keep = !($$1 in have)} keep' \
 	  requirements/dev.lock build/lock/executorch.lock > requirements/executorch.lock
-	for set in s3 peers; do build/lock/bin/pip-compile -q --strip-extras --generate-hashes --no-header \
-	  --no-emit-index-url --no-emit-find-links --no-emit-trusted-host -o requirements/$$set.lock requirements/$$set.in; done
-	build/lock/bin/pip-compile -q --strip-extras --generate-hashes --allow-unsafe --no-header --no-emit-index-url \
-	  --no-emit-find-links --no-emit-trusted-host $(foreach name,torch torchvision torchaudio torchcodec,--unsafe-package $(name)) \
+	for set in s3 peers; do $(COMPILE) -o requirements/$$set.lock requirements/$$set.in; done
+	$(COMPILE) --allow-unsafe $(foreach name,torch torchvision torchaudio torchcodec,--unsafe-package $(name)) \
 	  -o requirements/vllm.lock requirements/vllm.in && sed -i '/^# The following packages are/,$$d' requirements/vllm.lock
 
 clean:

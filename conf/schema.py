@@ -22,7 +22,7 @@ from conf.stream import StreamJob
 from conf.train_attention import TrainAttention
 from operators.attend import Attend
 from operators.base import Knobs
-from operators.documents import DocumentsConfig
+from operators.documents import LONG_BYTES, DocumentsConfig
 from operators.embed import Embed
 from operators.engines.pool.config import PoolConfig
 from operators.errors import Reject
@@ -90,6 +90,10 @@ class Http(Knobs):
     """Requests that may wait beyond those; more get 429 with Retry-After."""
     api_keys: dict[SecretStr, str] = Field(default_factory=dict)
     """API key → tenant. Empty: everyone is tenant ``default``, which is allowed on loopback only."""
+
+    def documents_timeout_s(self, size: int) -> float:
+        """Longest time in seconds that documents with ``size`` bytes of text may take."""
+        return self.request_timeout_s * (1 + size // LONG_BYTES)
 
     @model_validator(mode="after")
     def _keys_or_loopback(self) -> Http:
@@ -241,10 +245,10 @@ class Settings(Knobs):
 
     @field_validator("judge_job")
     @classmethod
-    def _there(cls, job: JudgeJob, info: ValidationInfo) -> JudgeJob:
-        there = info.data["events"].partitions if "events" in info.data else 256
-        if job.partitions is not None and max(job.partitions) >= there:
-            raise ValueError(f"partitions {list(job.partitions)}, but events.partitions is {there}: 0 to {there - 1}")
+    def _own_partitions(cls, job: JudgeJob, info: ValidationInfo) -> JudgeJob:
+        events, own = info.data.get("events"), job.partitions
+        if events is not None and own is not None and max(own) >= (there := events.partitions):
+            raise ValueError(f"partitions {list(own)}, but events.partitions is {there}: 0 to {there - 1}")
         return job
 
     @field_validator("tiers")

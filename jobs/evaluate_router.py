@@ -26,13 +26,13 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from rich.console import Console
 from rich.progress import Progress
 
 from conf.load import load
 from conf.schema import Settings
 from jobs.evaluate_continual import interval
+from jobs.process import one_thread
 from jobs.ray_workers import Row, Workers
 from jobs.routing.contest import Part, Readings, beliefs
 from jobs.routing.edits import edit
@@ -106,7 +106,6 @@ class Contest:
     ) -> None:
         self._outcomes, self._tested_on, self._readings = outcomes, tested_on, readings
         self._splits, self._masks, self._settings = splits, masks, settings
-        torch.set_num_threads(1)  # so small a network gains nothing by more, and sums are added in one order
 
     def __call__(self, row: Row) -> Row:
         """``found``: result or ``curves`` → router → what was measured, as JSON."""
@@ -114,7 +113,8 @@ class Contest:
         learned_rows, rows = self._splits[seed]
         learned = self._readings.part(self._outcomes, learned_rows, False)
         part = self._readings.part(self._tested_on, rows, True)
-        said = beliefs(learned, part, self._outcomes.slots, self._settings, seed)
+        with one_thread():
+            said = beliefs(learned, part, self._outcomes.slots, self._settings, seed)
         found: dict[str, Any] = {}
         for key, mask in self._masks.items():
             some = mask[rows]

@@ -17,11 +17,9 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import logging
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
 
@@ -35,6 +33,7 @@ from jobs.ingesting.steps import Nodes, Row, read
 from jobs.ingesting.write import Report, Writer
 from jobs.journal import Journal, Taken
 from jobs.local_ray import local_ray
+from jobs.ray_workers import quiet, results
 from operators.engines.files.models import resolve
 from operators.engines.native import cores
 from operators.errors import Retry, RuvError, Stop
@@ -136,14 +135,8 @@ def embedded(rows: Sequence[Row], settings: Settings, tenant: str, workers: int)
     workers, readers = min(workers, blocks), max(1, workers // 4)
     with local_ray(workers + readers, settings.ray.object_store_memory_bytes):
         import ray.data
-        from ray.exceptions import RayError
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Two of the options below have no other name yet.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
-        context.target_max_block_size = BLOCK_BYTES
+        quiet().target_max_block_size = BLOCK_BYTES
         actor = (tenant, settings.embed, settings.documents, settings.privacy, cache, time.time())
         dataset = (
             ray.data.from_items(list(rows), override_num_blocks=blocks)
@@ -158,13 +151,8 @@ def embedded(rows: Sequence[Row], settings: Settings, tenant: str, workers: int)
                 max_task_retries=0,
             )
         )
-        try:
-            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from block.to_pylist()
-        except RayError as error:
-            last = str(error).strip().splitlines()[-1][:300]
-            remedy = "mend that, or leave out the file that ends it, and start again: what is done stays done"
-            raise Stop("ingest", f"a worker failed: {last}", remedy) from error
+        remedy = "mend that, or leave out the file that ends it, and start again: what is done stays done"
+        yield from results(dataset, "ingest", remedy)
 
 
 def fingerprint(settings: Settings) -> str:

@@ -113,21 +113,6 @@ def rated(interaction: Interaction, now: float) -> Verdict:
     )
 
 
-async def judge_loop(
-    log: EventLog,
-    judge: Judge,
-    *,
-    stop: asyncio.Event,
-    group: str = "judge",
-    idle_s: float = 1.0,
-    may_work: Callable[[], bool] = always,
-    partitions: Sequence[int] | None = None,
-) -> None:
-    """Judge until ``stop`` is set; ``log`` is open and ``judge`` started."""
-    consumer = judge_consumer(log, judge, group=group, idle_s=idle_s, may_work=may_work, partitions=partitions)
-    await consumer.run(stop)
-
-
 async def run(
     log: EventLog,
     judge: Judge,
@@ -147,8 +132,8 @@ async def run(
     step_back(nice)
     await judge.start()
     try:
-        judging = judge_loop(log, judge, stop=stop, idle_s=idle_s, may_work=may_work, partitions=partitions)
-        await asyncio.gather(judging, *(one.run(stop) for one in beside))
+        judging = judge_consumer(log, judge, idle_s=idle_s, may_work=may_work, partitions=partitions)
+        await asyncio.gather(*(one.run(stop) for one in (judging, *beside)))
     finally:
         await judge.close()
 

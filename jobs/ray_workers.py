@@ -32,10 +32,12 @@ class Worker(Protocol):
 
 
 class Workers:
-    """A context in which ``each`` has parts done by ``count`` actors, with 0 by this process. Errors name ``who``."""
+    """A context in which ``each`` has parts done by ``count`` actors, or by this process (0)."""
 
-    def __init__(self, count: int, object_store_bytes: int, who: str) -> None:
-        self._count, self._object_store_bytes, self._who = count, object_store_bytes, who
+    def __init__(
+        self, count: int, object_store_bytes: int, who: str, remedy: str = "mend that and start again"
+    ) -> None:
+        self._count, self._object_store_bytes, self._who, self._remedy = count, object_store_bytes, who, remedy
         self._open, self._begun = contextlib.ExitStack(), False
 
     def __enter__(self) -> Workers:
@@ -59,7 +61,6 @@ class Workers:
             return
         self._begin()
         import ray.data
-        from ray.exceptions import RayError
 
         dataset = ray.data.from_items(list(rows), override_num_blocks=len(rows)).map(
             make,
@@ -70,12 +71,7 @@ class Workers:
             max_restarts=0,
             max_task_retries=0,
         )
-        try:
-            for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
-                yield from block.to_pylist()
-        except RayError as error:
-            last = str(error).strip().splitlines()[-1][:300]
-            raise Stop(self._who, f"a worker failed: {last}", "mend that and start again") from error
+        yield from results(dataset, self._who, self._remedy)
 
     def _begin(self) -> None:
         if self._begun:
@@ -88,10 +84,28 @@ class Workers:
             self._open.callback(ray.shutdown)
         else:
             self._open.enter_context(local_ray(self._count + 1, self._object_store_bytes))
-        import ray.data
+        quiet()
 
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        # Two of the options above have no other name yet.
-        warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
-        context = ray.data.DataContext.get_current()
-        context.enable_progress_bars = context.print_on_execution_start = False
+
+def quiet() -> Any:
+    """Ray Data's context; it prints nothing from here on."""
+    import ray.data
+
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # ``max_restarts`` and ``max_task_retries`` have no other name yet.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = context.print_on_execution_start = False
+    return context
+
+
+def results(dataset: Any, who: str, remedy: str) -> Iterator[Row]:
+    """The rows of a Ray ``dataset`` as they are finished. Raises ``Stop`` if a worker fails."""
+    from ray.exceptions import RayError
+
+    try:
+        for block in dataset.iter_batches(batch_size=None, batch_format="pyarrow"):
+            yield from block.to_pylist()
+    except RayError as error:
+        last = str(error).strip().splitlines()[-1][:300]
+        raise Stop(who, f"a worker failed: {last}", remedy) from error

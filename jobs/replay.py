@@ -50,7 +50,8 @@ def replay(given: argparse.Namespace, settings: Settings, progress: Any = lambda
     like = Archive(given.like) if given.like else None
     if like is not None and encode(window) != encode(Window()):
         raise Reject(WHO, "a window beside --like", "give one of them")
-    made = Workers(settings.replay.workers, settings.ray.object_store_memory_bytes, WHO)
+    remedy = "mend that and start again: what is done stays done"
+    made = Workers(settings.replay.workers, settings.ray.object_store_memory_bytes, WHO, remedy)
     with made as workers, durable.locked(archive.path):
         manifest = read(archive, settings, window, workers, like=like, progress=progress)
         if given.step == "rejudge":

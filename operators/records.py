@@ -127,8 +127,7 @@ class Filter:
     @property
     def open(self) -> bool:
         """Whether it lets every node pass."""
-        times = (self.created_from, self.created_to)
-        return times == (None, None) and not any((self.kinds, self.domains, self.sources, self.sessions, self.users))
+        return all(getattr(self, field.name) == field.default for field in dataclasses.fields(self))
 
 
 @record

@@ -12,7 +12,6 @@ from rich.markup import escape
 from rich.progress import Progress
 
 from conf.load import load
-from operators.documents import LONG_BYTES
 from operators.errors import Reject
 from operators.files import SUFFIXES, find
 from pipeline.client import Client
@@ -40,7 +39,7 @@ def ingest(
     settings = load(profile, overrides=set_ or []).settings
     out, err = (Console(stderr=stderr, highlight=False, soft_wrap=True) for stderr in (False, True))
     http = settings.http
-    patience = http.request_timeout_s * (1 + http.max_documents_body_bytes // LONG_BYTES)
+    patience = http.documents_timeout_s(http.max_documents_body_bytes)
     client = Client(http.url() if url is None else url, api_key, timeout_s=patience)
     files = find(paths)
     tenant = job_tenant(settings, url, api_key)

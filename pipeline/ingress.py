@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 
-from operators.documents import LONG_BYTES
 from operators.errors import Reject
 from operators.ids import uuid7
 from operators.ingest import Document, identity
@@ -52,15 +51,15 @@ def create_app(service: Service) -> FastAPI:
     }  # fmt: skip
     http_errors.install(app, {path: (knob, getattr(http, knob)) for path, knob in knobs.items()})
 
-    async def admitted(work: Coroutine[Any, Any, T], times: int = 1) -> T:
-        """Wait for a place and do the work, all within ``times`` ``http.request_timeout_s``."""
+    async def admitted(work: Coroutine[Any, Any, T], timeout_s: float = http.request_timeout_s) -> T:
+        """Wait for a place and do the work, all within ``timeout_s``."""
 
         async def through() -> T:
             async with admission.admit():
                 return await work
 
         try:
-            return await within(time.monotonic() + times * http.request_timeout_s, through())
+            return await within(time.monotonic() + timeout_s, through())
         finally:
             work.close()  # it never began if there was no place for it
 
@@ -166,7 +165,7 @@ def create_app(service: Service) -> FastAPI:
             for d in body.documents
         ]
         size = sum(len(d.text.encode()) for d in incoming)
-        made, added = await admitted(service.add(who, incoming), times=1 + size // LONG_BYTES)
+        made, added = await admitted(service.add(who, incoming), http.documents_timeout_s(size))
         new = set(added.new)
         return api.DocumentsResponse(
             documents=[

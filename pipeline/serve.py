@@ -107,13 +107,14 @@ def application(settings: Settings) -> serve.Application:
     by_name = {tier.name: tier for tier in settings.tiers}
     for tiers in groups(settings):
         together = len(tiers) == len(settings.tiers)
-        many = replicas(by_name[tiers[0]], small, settings.pool.idle_s)
+        one = {"num_replicas": 1, "ray_actor_options": small}
+        scale = one if together else replicas(by_name[tiers[0]], small, settings.pool.idle_s)
         generator = serve.deployment(
             StageHost, name="Generator" if together else f"Generator-{tiers[0]}",
             # What waits for the engine waits inside it, where it can be batched; the gateway bounds the total.
             max_ongoing_requests=max(8, settings.http.max_concurrent),
             health_check_period_s=5, graceful_shutdown_timeout_s=10,
-            **({"num_replicas": 1, "ray_actor_options": small} if together else many),
+            **scale,
         )  # fmt: skip
         bound = generator.bind(("generate",), settings, tiers)
         handles |= {f"generate:{tier}": bound for tier in tiers}

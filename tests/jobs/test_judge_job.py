@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from jobs.consumer import Consumer, Out, Seen
-from jobs.judge import judge_consumer, judge_loop, run
+from jobs.judge import judge_consumer, run
 from operators.errors import Reject, Retry, RuvError, Skip, Stop
 from operators.judge import Judge, verdict_id
 from operators.records import Interaction, Verdict, decode, encode
@@ -239,7 +239,7 @@ async def test_stop_ends_a_long_wait_for_the_engine_and_commits_nothing(log: Sql
     send(log, interaction(0))
     judge = ScriptedJudge([Retry("engine", "away", "wait", retry_after_s=1_000.0)])
     stop = asyncio.Event()
-    task = asyncio.create_task(judge_loop(log, judge, stop=stop))
+    task = asyncio.create_task(judge_consumer(log, judge).run(stop))
     async with asyncio.timeout(DEADLINE_S):
         while judge.failures:
             await asyncio.sleep(0)
@@ -262,7 +262,7 @@ async def test_stop_ends_the_poll_of_an_empty_topic_at_once(log: SqliteLog, monk
 
     monkeypatch.setattr(log, "read", counted)
     stop = asyncio.Event()
-    task = asyncio.create_task(judge_loop(log, ScriptedJudge(), stop=stop, idle_s=1_000.0))
+    task = asyncio.create_task(judge_consumer(log, ScriptedJudge(), idle_s=1_000.0).run(stop))
     async with asyncio.timeout(DEADLINE_S):
         assert await asyncio.to_thread(all_read.wait, DEADLINE_S)
         stop.set()
@@ -274,7 +274,7 @@ async def test_a_judge_that_cannot_go_on_ends_the_job_before_the_commit(log: Sql
     send(log, interaction(0))
     with pytest.raises(Stop, match="out of memory"):
         async with asyncio.timeout(DEADLINE_S):
-            await judge_loop(log, ScriptedJudge([Stop("engine", "out of memory", "buy")]), stop=asyncio.Event())
+            await judge_consumer(log, ScriptedJudge([Stop("engine", "out of memory", "buy")])).run(asyncio.Event())
     assert committed(log) == 0
 
 
@@ -311,7 +311,7 @@ async def test_missing_topics_stop_the_job(tmp_path: Path) -> None:
     log = SqliteLog(tmp_path / "empty.db")
     log.open()
     with pytest.raises(Stop, match="create the topics"):
-        await judge_loop(log, ScriptedJudge(), stop=asyncio.Event())
+        await judge_consumer(log, ScriptedJudge()).run(asyncio.Event())
     log.close()
 
 

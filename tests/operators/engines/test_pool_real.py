@@ -16,7 +16,7 @@ import pytest
 
 from operators.engines.files.models import open_model
 from operators.engines.make import make_engine, make_here
-from operators.engines.pool import sizing
+from operators.engines.pool import pressure, sizing
 from operators.engines.pool.pool import Pool
 from operators.engines.ports import Engine
 from operators.tiers import Tier
@@ -102,11 +102,9 @@ async def test_three_models_in_room_for_two(tmp_path: Path) -> None:
 @pytest.fixture
 def cgroup() -> Iterator[Path]:
     """A cgroup for memory of our own, in ours; skips where we can't make one."""
-    lines = [line.split(":", 2) for line in Path("/proc/self/cgroup").read_text().splitlines()]
-    mount = Path("/sys/fs/cgroup/memory" if any(names == "memory" for _, names, _ in lines) else "/sys/fs/cgroup")
-    path = next(path for _, names, path in lines if names == ("memory" if mount.name == "memory" else ""))
-    around = mount / path.lstrip("/")
-    group = (around if around.is_dir() else mount) / f"ruvllm-test-{os.getpid()}"
+    root, mount = Path("/"), Path("/sys/fs/cgroup")
+    ours = [*pressure._groups(root, mount / "memory", "memory"), *pressure._groups(root, mount, "")]
+    group = ours[0] / f"ruvllm-test-{os.getpid()}"
     try:
         group.mkdir()
     except OSError as error:
